@@ -1,0 +1,1 @@
+"""Where a family's weights come from: rule tables, and the readers and writers of checkpoints."""

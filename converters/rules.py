@@ -1,0 +1,281 @@
+"""The rule engine: checkpoint keys -> the leaves of a Flax param tree, and back.
+
+A family writes a table of `Rule`s. Every key of a checkpoint must match exactly one of them and every declared
+leaf must be filled exactly once; all that does not fit is collected and raised as one error. A transform works
+on a slice as well as on the whole and can be inverted, so one table drives loading, loading by shards, and export.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxpool.params import ParamSpec, Tree, flatten
+
+Index = tuple[slice, ...]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint whose tensors do not fit the model; the message lists every problem."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a checkpoint's tensor becomes a leaf, as an einops-like pattern: "(n h) d -> d n h".
+
+    The left side names the tensor's dimensions, a bracket for several axes in one; the right side names the
+    leaf's dimensions in order. An empty pattern leaves the tensor as it is.
+    """
+
+    pattern: str = ""
+
+    @cached_property
+    def _groups(self) -> list[list[str]]:
+        left = self.pattern.split("->")[0]
+        return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", left)]
+
+    @cached_property
+    def _order(self) -> list[str]:
+        return self.pattern.split("->")[1].split()
+
+    def source_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The checkpoint's shape for a leaf of `shape`."""
+        if not self.pattern:
+            return tuple(shape)
+        size = dict(zip(self._order, shape, strict=True))
+        return tuple(math.prod(size[axis] for axis in group) for group in self._groups)
+
+    def read(
+        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
+    ) -> np.ndarray:
+        """The leaf (or the part of it under `index`), fetching only the rows of the tensor that it needs.
+
+        Args:
+            fetch: index into the checkpoint's tensor -> array.
+            shape: the leaf's whole shape.
+            index: slices of step 1 into the leaf; None for all of it.
+        """
+        index = index or (slice(None),) * len(shape)
+        if not self.pattern:
+            return fetch(index)
+        size = dict(zip(self._order, shape, strict=True))
+        part = dict(zip(self._order, index, strict=True))
+        source, axes, inner = [], [], []
+        for group in self._groups:
+            first, *rest = group
+            start, stop, _ = part[first].indices(size[first])
+            block = math.prod(size[axis] for axis in rest)
+            source.append(slice(start * block, stop * block))
+            axes += [stop - start, *(size[axis] for axis in rest)]
+            inner += [slice(None), *(part[axis] for axis in rest)]
+        split = fetch(tuple(source)).reshape(axes)[tuple(inner)]
+        names = [axis for group in self._groups for axis in group]
+        return np.ascontiguousarray(split.transpose([names.index(axis) for axis in self._order]))
+
+    def invert(self, leaf: np.ndarray) -> np.ndarray:
+        """The checkpoint's tensor that `read` makes this leaf from."""
+        if not self.pattern:
+            return leaf
+        names = [axis for group in self._groups for axis in group]
+        restored = leaf.transpose([self._order.index(axis) for axis in names])
+        return np.ascontiguousarray(restored).reshape(self.source_shape(leaf.shape))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a family's table.
+
+    Attributes:
+        source: the checkpoint's key; "{layer}" stands for the layer's number and, in skips, "*" for anything.
+        target: the leaf's path ("layers/attention/query/kernel"; without the number, layers are stacked), or
+            None for a tensor that is known and left out.
+        transform: see `Transform`.
+        optional: the target may be absent from the declaration; then the tensor is left out.
+    """
+
+    source: str
+    target: str | None
+    transform: Transform = Transform()
+    optional: bool = False
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """`source` as a regular expression."""
+        escaped = re.escape(self.source).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\*", ".*")
+        return re.compile(escaped)
+
+    def key(self, layer: int | None) -> str:
+        """The checkpoint's key for a layer."""
+        return self.source.format(layer=layer)
+
+
+def skip(source: str) -> Rule:
+    """A tensor that is known and left out."""
+    return Rule(source, None)
+
+
+def linear(
+    source: str, target: str, kernel: str = "f d -> d f", bias: str = "", *, optional: bool = False
+) -> list[Rule]:
+    """The two rules of a torch Linear: `weight` [out, in] -> `kernel` [in, …out], `bias` -> `bias`."""
+    return [
+        Rule(f"{source}.weight", f"{target}/kernel", Transform(kernel), optional),
+        Rule(f"{source}.bias", f"{target}/bias", Transform(bias), optional),
+    ]
+
+
+def layer_norm(source: str, target: str) -> list[Rule]:
+    """The two rules of a torch LayerNorm."""
+    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A family's rules.
+
+    Attributes:
+        rules: the lines.
+        prefixes: what may stand before every key (a model saved inside a bigger one: "bert.").
+        renames: (suffix, today's suffix) of older spellings.
+    """
+
+    rules: tuple[Rule, ...]
+    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def canonical(self, key: str) -> str:
+        """The key without prefix, in today's spelling."""
+        for prefix in self.prefixes:
+            key = key.removeprefix(prefix)
+        for old, new in self.renames:
+            if key.endswith(old):
+                key = key.removesuffix(old) + new
+        return key
+
+
+def identity_table(specs: Tree) -> Table:
+    """The table that reads a converted checkpoint, whose keys are the leaves' own paths."""
+    return Table(tuple(Rule(path, path) for path in flatten(specs)))
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Where one declared leaf comes from.
+
+    Attributes:
+        spec: its declaration.
+        keys: the checkpoint's keys: one, or one a layer for a stacked leaf.
+        transform: from key to leaf (or to one layer of it).
+        stacked: whether `keys` run over the leading axis.
+    """
+
+    spec: ParamSpec
+    keys: tuple[str, ...]
+    transform: Transform
+    stacked: bool
+
+    def read(self, fetch: Callable[[str, Index], np.ndarray], index: Index | None = None) -> np.ndarray:
+        """The leaf, or its part under `index`, read with `fetch(key, index)`."""
+        if not self.stacked:
+            return self.transform.read(lambda i: fetch(self.keys[0], i), self.spec.shape, index)
+        layers, rest = (index[0], index[1:]) if index else (slice(None), None)
+        shape = self.spec.shape[1:]
+        return np.stack(
+            [self.transform.read(lambda i, k=k: fetch(k, i), shape, rest) for k in self.keys[layers]]
+        )
+
+
+Binding = dict[str, Leaf]
+"""Every declared leaf's path -> where it comes from."""
+
+
+def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Binding:
+    """Matches a checkpoint's keys with the declared leaves, by names and shapes alone.
+
+    Args:
+        shapes: the checkpoint's keys with their shapes.
+        table: the family's rules.
+        specs: the declared leaves.
+
+    Raises:
+        CheckpointError: keys that are missing, unexpected, doubled or of the wrong shape, all in one message.
+    """
+    declared: dict[str, ParamSpec] = flatten(specs)
+    found: dict[tuple[str, int | None], tuple[str, Rule]] = {}
+    problems: list[str] = []
+    for key, shape in shapes.items():
+        matches = [(rule, m) for rule in table.rules if (m := rule.pattern.fullmatch(table.canonical(key)))]
+        if len(matches) != 1:
+            rules = ", ".join(rule.source for rule, _ in matches)
+            problems.append(
+                f"unexpected key {key!r}" if not matches else f"{key!r} matches several rules: {rules}"
+            )
+            continue
+        rule, match = matches[0]
+        if rule.target is None or (rule.optional and rule.target not in declared):
+            continue
+        if rule.target not in declared:
+            problems.append(f"{key!r} belongs to {rule.target!r}, which this model does not declare")
+            continue
+        layer = int(match["layer"]) if "layer" in match.re.groupindex else None
+        place = (rule.target, layer)
+        if place in found:
+            problems.append(f"doubled: {found[place][0]!r} and {key!r} both fill {rule.target!r}")
+            continue
+        found[place] = (key, rule)
+        problems += _misfit(key, shape, rule, layer, declared[rule.target])
+    binding: Binding = {}
+    for path, spec, rules in _expected(declared, table):
+        if not rules:
+            problems.append(f"no rule fills {path!r}")
+            continue
+        stacked = "{layer}" in rules[0].source
+        layers: Iterable[int | None] = range(spec.shape[0]) if stacked else (None,)
+        missing = [layer for layer in layers if (path, layer) not in found]
+        problems += [f"missing key {rules[0].key(layer)!r} (for {path!r})" for layer in missing]
+        if not missing:
+            places = [found[path, layer] for layer in layers]
+            binding[path] = Leaf(spec, tuple(key for key, _ in places), places[0][1].transform, stacked)
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint does not fit the model ({len(problems)} problems):\n  "
+            + "\n  ".join(sorted(problems))
+        )
+    return binding
+
+
+def _misfit(key: str, shape: Sequence[int], rule: Rule, layer: int | None, spec: ParamSpec) -> Iterator[str]:
+    if layer is not None and layer >= spec.shape[0]:
+        yield f"unexpected key {key!r}: the config has {spec.shape[0]} layers"
+        return
+    expected = rule.transform.source_shape(spec.shape if layer is None else spec.shape[1:])
+    if tuple(shape) != expected:
+        yield f"{key!r} has shape {list(shape)}, expected {list(expected)}"
+
+
+def _expected(declared: Mapping[str, ParamSpec], table: Table) -> Iterator[tuple[str, ParamSpec, list[Rule]]]:
+    by_target: dict[str, list[Rule]] = defaultdict(list)
+    for rule in table.rules:
+        if rule.target is not None:
+            by_target[rule.target].append(rule)
+    for path, spec in declared.items():
+        yield path, spec, by_target[path]
+
+
+def to_checkpoint(params: Mapping[str, Any], table: Table) -> Iterator[tuple[str, np.ndarray]]:
+    """Flat leaves -> (PyTorch key, tensor), one at a time: the table read backwards."""
+    rules = {rule.target: rule for rule in reversed(table.rules) if rule.target is not None}
+    for path, leaf in params.items():
+        rule = rules[path]
+        if "{layer}" not in rule.source:
+            yield rule.key(None), rule.transform.invert(np.asarray(leaf))
+        else:
+            for layer in range(leaf.shape[0]):
+                yield rule.key(layer), rule.transform.invert(np.asarray(leaf[layer]))

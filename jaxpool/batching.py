@@ -1,0 +1,174 @@
+"""Lengths -> plan: which sequence goes to which row of which shape. Numpy only.
+
+XLA compiles a program per shape, so shapes are few and fixed at start (the ladder). One plan type serves two
+planners: packed rows (several sequences one behind the other) and one sequence a row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_TOKENS = 16
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """A batch's shape: R `rows` of T `tokens` with up to M `places` for sequences each."""
+
+    tokens: int
+    rows: int
+    places: int
+
+    @property
+    def area(self) -> int:
+        """Tokens that the program computes, padding included."""
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch: `members` [R, M] holds the numbers of the sequences in each row, in order, and -1 behind them."""
+
+    shape: Shape
+    members: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The fixed shapes of an engine.
+
+    Attributes:
+        full: token length -> the shape that batches of that row length normally have.
+        small: token length -> the shape for what is left over, with as few rows as the mesh allows.
+        packed: whether rows hold several sequences.
+    """
+
+    full: dict[int, Shape]
+    small: dict[int, Shape]
+    packed: bool
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every shape, small ones first."""
+        return tuple(sorted({*self.full.values(), *self.small.values()}))
+
+    def row_length(self, length: int, lengths: Sequence[int]) -> int:
+        """The shortest of `lengths` (ascending) that holds `length` tokens."""
+        return lengths[bisect_left(lengths, length)]
+
+
+def make_ladder(
+    max_length: int, budget: int, *, packed: bool = True, row_multiple: int = 1, packed_row: int = 128
+) -> Ladder:
+    """The shapes for sequences of up to `max_length` tokens and batches of about `budget` tokens.
+
+    Args:
+        max_length: most tokens of a sequence.
+        budget: tokens of a batch, padding included; a longer sequence gets a batch of its own.
+        packed: several sequences a row, or one.
+        row_multiple: rows are a multiple of this (the size of the mesh's data axis).
+        packed_row: the shortest row that full packed batches have.
+    """
+
+    def shape(tokens: int, rows: int) -> Shape:
+        rows = max(row_multiple, rows // row_multiple * row_multiple)
+        return Shape(tokens, rows, max(1, min(64, tokens // 4)) if packed else 1)
+
+    lengths = [MIN_TOKENS]
+    while lengths[-1] < max_length:
+        step = lengths[-1]
+        # Packed rows waste little at any length, so powers of two do; single ones need the steps between.
+        between = (
+            [step + step // 2]
+            if not packed and step >= 2 * MIN_TOKENS and step + step // 2 < max_length
+            else []
+        )
+        lengths += [*between, 2 * step]
+    lengths[-1] = max(MIN_TOKENS, -(-max_length // 16) * 16)
+    full_from = min(packed_row, lengths[-1]) if packed else MIN_TOKENS
+    full = {t: shape(t, budget // t) for t in lengths if t >= full_from}
+    small = {t: shape(t, 1) for t in lengths} if packed else dict(full)
+    return Ladder(full, small, packed)
+
+
+def plan(
+    lengths: Sequence[int], ladder: Ladder, *, flush: Sequence[bool] | None = None
+) -> tuple[list[Plan], list[int]]:
+    """Places sequences into batches.
+
+    Args:
+        lengths: tokens of each sequence, at least 1 and at most the ladder's longest.
+        ladder: the shapes to use.
+        flush: for each sequence, whether it must be placed now; None for all. Batches that would go out
+            unfilled with none such in them are held back.
+
+    Returns:
+        The plans, and the numbers of the sequences held back for a next call.
+    """
+    urgent = [True] * len(lengths) if flush is None else flush
+    rows = _pack(lengths, ladder) if ladder.packed else _one_a_row(lengths, ladder)
+    plans: list[Plan] = []
+    held: list[int] = []
+    for tokens, members in sorted(rows.items(), reverse=True):
+        shape = ladder.full[tokens]
+        whole = len(members) // shape.rows * shape.rows
+        plans += [_plan(shape, members[i : i + shape.rows]) for i in range(0, whole, shape.rows)]
+        rest = members[whole:]
+        if any(urgent[i] for row in rest for i in row):
+            plans += _leftover(rest, shape, lengths, ladder)
+        else:
+            held += [i for row in rest for i in row]
+    return plans, held
+
+
+def _pack(lengths: Sequence[int], ladder: Ladder) -> dict[int, list[list[int]]]:
+    """Best-fit decreasing: each sequence into the open row with the least room that holds it."""
+    full = sorted(ladder.full)
+    rows: dict[int, list[list[int]]] = defaultdict(list)
+    open_rows: list[
+        tuple[int, int, int, list[int]]
+    ] = []  # (room left, tie-break, places left, members), ascending
+    for number, i in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
+        length = lengths[i]
+        at = bisect_left(open_rows, (length, -1))
+        if at < len(open_rows):
+            room, _, places, members = open_rows.pop(at)
+        else:
+            shape = ladder.full[ladder.row_length(length, full)]
+            room, places, members = shape.tokens, shape.places, []
+            rows[room].append(members)
+        members.append(i)
+        if room > length and places > 1:
+            insort(open_rows, (room - length, number, places - 1, members))
+    return rows
+
+
+def _one_a_row(lengths: Sequence[int], ladder: Ladder) -> dict[int, list[list[int]]]:
+    full = sorted(ladder.full)
+    rows: dict[int, list[list[int]]] = defaultdict(list)
+    for i, length in enumerate(lengths):
+        rows[ladder.row_length(length, full)].append([i])
+    return rows
+
+
+def _leftover(rows: list[list[int]], shape: Shape, lengths: Sequence[int], ladder: Ladder) -> list[Plan]:
+    """Rows too few for a full batch: small batches, unless they would cost as much as the full one."""
+    small = sorted(ladder.small)
+    used = [ladder.small[ladder.row_length(sum(lengths[i] for i in row), small)] for row in rows]
+    step = used[0].rows
+    batches = [(max(used[i : i + step]), rows[i : i + step]) for i in range(0, len(rows), step)]
+    if len(batches) > 1 and 2 * sum(s.area for s, _ in batches) > shape.area:
+        return [_plan(shape, rows)]
+    return [_plan(s if s.places >= max(map(len, r)) else shape, r) for s, r in batches]
+
+
+def _plan(shape: Shape, rows: list[list[int]]) -> Plan:
+    members = np.full((shape.rows, shape.places), -1, np.int32)
+    for r, row in enumerate(rows):
+        members[r, : len(row)] = row
+    return Plan(shape, members)

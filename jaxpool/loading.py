@@ -1,0 +1,100 @@
+"""A recipe's weights: from checkpoint files, through the families' tables, onto the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxpool.converters import head
+from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
+from jaxpool.converters.rules import Index, Leaf, Table, bind, identity_table
+from jaxpool.params import Tree, flatten, unflatten
+from jaxpool.recipe import Recipe
+from jaxpool.sharding import param_sharding
+from jaxpool.tasks import param_specs
+
+Place = Callable[[str, Leaf, Callable[[Index | None], np.ndarray]], Any]
+
+
+def backbone_table(recipe: Recipe) -> Table:
+    """The rule table of the recipe's family."""
+    return import_module(f"jaxpool.converters.{recipe.family.name}").TABLE
+
+
+def parts(recipe: Recipe) -> Iterator[tuple[str, Path, Table, Tree]]:
+    """The recipe's parameters by where they are stored: (path in the tree, folder, table, specs)."""
+    specs = param_specs(recipe)
+    yield "backbone", recipe.backbone_directory, backbone_table(recipe), specs["backbone"]
+    folders = iter(recipe.module_folders)
+    for name, modules in (("tokens", recipe.token_modules), ("head", recipe.modules)):
+        for i in range(len(modules)):
+            folder = next(folders, "")
+            if own := specs.get(name, {}).get(str(i)):
+                yield f"{name}/{i}", recipe.directory / folder, head.TABLE, own
+
+
+def load(recipe: Recipe, place: Place) -> Tree:
+    """Reads every declared parameter, leaf by leaf.
+
+    Args:
+        place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
+
+    Raises:
+        FileNotFoundError, CheckpointError: weights missing, truncated, or not those of the model.
+    """
+    if (recipe.directory / "flax_params.safetensors").exists() or (
+        recipe.directory / "flax_params.safetensors.index.json"
+    ).exists():
+        specs = param_specs(recipe)
+        return _load_part(open_checkpoint(recipe.directory), identity_table(specs), specs, place)
+    flat: dict[str, Any] = {}
+    for prefix, folder, table, specs in parts(recipe):
+        loaded = _load_part(open_checkpoint(folder), table, specs, place)
+        flat |= {f"{prefix}/{path}": leaf for path, leaf in flatten(loaded).items()}
+    return unflatten(flat)
+
+
+def _load_part(checkpoint: Checkpoint, table: Table, specs: Tree, place: Place) -> Tree:
+    binding = bind(checkpoint.shapes, table, specs)
+    read = lambda leaf: lambda index: leaf.read(checkpoint.read, index)  # noqa: E731
+    return unflatten({path: place(path, leaf, read(leaf)) for path, leaf in binding.items()})
+
+
+def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
+    """The parameters on a mesh in the compute dtype (heads in float32), each device reading its own part only."""
+
+    def place(path: str, leaf: Leaf, read: Callable[[Index | None], np.ndarray]) -> jax.Array:
+        target = leaf.spec.dtype_or(dtype)
+        parts: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
+
+        def part(index: Index) -> np.ndarray:
+            key = tuple((s.start, s.stop) for s in index)
+            if key not in parts:
+                parts[key] = np.asarray(read(index)).astype(target)
+            return parts[key]
+
+        return jax.make_array_from_callback(leaf.spec.shape, param_sharding(leaf.spec, mesh), part)
+
+    return load(recipe, place)
+
+
+def load_stored(recipe: Recipe) -> Tree:
+    """The parameters as numpy arrays in their stored dtypes, optional ones that the checkpoint has included."""
+    return load(with_optional(recipe), lambda path, leaf, read: read(None))
+
+
+def with_optional(recipe: Recipe) -> Recipe:
+    """The recipe with the optional parts declared that its checkpoint holds weights for."""
+    if not hasattr(recipe.config, "pooler"):
+        return recipe
+    checkpoint = open_checkpoint(recipe.backbone_directory)
+    canonical = backbone_table(recipe).canonical
+    has = any(canonical(key).startswith(("pooler.", "backbone/pooler/")) for key in checkpoint.shapes)
+    return replace(recipe, config=replace(recipe.config, pooler=has))

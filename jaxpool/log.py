@@ -1,0 +1,24 @@
+"""The one logger, and a helper to say a thing once."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("jaxpool")
+_said: set[str] = set()
+
+
+def once(message: str, level: int = logging.WARNING) -> None:
+    """Logs `message` the first time it comes."""
+    if message not in _said:
+        _said.add(message)
+        logger.log(level, message)
+
+
+def set_level(level: str) -> None:
+    """Sets the level and, where nobody has set up logging, writes to stderr (for the command line)."""
+    logger.setLevel(level.upper())
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("jaxpool %(levelname)s: %(message)s"))
+        logger.addHandler(handler)

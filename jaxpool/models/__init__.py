@@ -1,0 +1,36 @@
+"""The model families: which file answers for which architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from jaxpool.models.family import Family
+
+_FAMILY_FILES = ("bert", "mpnet")
+
+
+def families() -> tuple[Family, ...]:
+    """Every family that jaxpool knows."""
+    return tuple(import_module(f"jaxpool.models.{name}").FAMILY for name in _FAMILY_FILES)
+
+
+def find_family(config: Mapping[str, Any]) -> tuple[Family, str]:
+    """The family that computes config.json's model, and the architecture's name.
+
+    Raises:
+        ValueError: no family answers for it; the error names what is supported.
+    """
+    architectures = config.get("architectures") or []
+    model_type = config.get("model_type")
+    for family in families():
+        for architecture in architectures:
+            if architecture in family.architectures:
+                return family, architecture
+    for family in families():
+        if not architectures and model_type in family.model_types:
+            return family, family.architectures[0]
+    known = sorted(name for family in families() for name in family.architectures)
+    asked = ", ".join(architectures) or f"model_type {model_type!r}"
+    raise ValueError(f"config.json: architecture {asked} is not supported; supported are {', '.join(known)}")

@@ -1,0 +1,81 @@
+"""What a model family is: one record that the rest of jaxpool reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxpool.batch import Batch
+from jaxpool.params import Tree
+
+
+class Output(NamedTuple):
+    """What a backbone returns.
+
+    Attributes:
+        hidden: the last hidden states [R, T, D], in the compute dtype.
+        captured: the intermediates asked for by `capture=`, by name; per-layer ones are stacked [L, R, T, …].
+    """
+
+    hidden: jax.Array
+    captured: dict[str, jax.Array]
+
+
+class Config(Protocol):
+    """What every family's frozen config offers beside its own fields."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the hidden states."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embedding table."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens a sequence may have."""
+        ...
+
+    @property
+    def activation_bytes_per_token(self) -> int:
+        """float32 bytes that one token's widest stage keeps alive, attention scores left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: of the file in `models/` and of its twin in `converters/`.
+        architectures: names in config.json's `architectures` that this family's backbone answers for.
+        model_types: config.json's `model_type`s, where `architectures` is missing.
+        config_from_hf: config.json as a dict -> frozen config; unknown attributes are errors.
+        param_specs: config -> nested dict of `ParamSpec`s.
+        forward: (params, batch, config, *, capture=()) -> `Output`.
+        pooling: the pooling of a checkpoint that says nothing: "cls" for encoders, "lasttoken" for decoders.
+        captures: the names that `capture=` accepts.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    config_from_hf: Callable[[dict[str, Any]], Any]
+    param_specs: Callable[[Any], Tree]
+    forward: Callable[..., Output]
+    pooling: str
+    captures: tuple[str, ...]
+
+    def run(self, params: Tree, batch: Batch, config: Any, capture: tuple[str, ...] = ()) -> Output:
+        """`forward`, after refusing names that it does not know to capture."""
+        if unknown := set(capture) - set(self.captures):
+            raise ValueError(
+                f"capture: {sorted(unknown)} unknown to {self.name}; it offers {list(self.captures)}"
+            )
+        return self.forward(params, batch, config, capture=capture)

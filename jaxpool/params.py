@@ -1,0 +1,134 @@
+"""Parameters, each declared once.
+
+A family describes its weights as a nested dict of `ParamSpec`s in Flax naming (`kernel` [in, …out], `bias`,
+`scale`, `embedding`). Everything else that needs to know about the weights is derived from that declaration:
+abstract arrays for ahead-of-time compiles, random values for tests, the checkpoint's validation, shardings
+and the memory plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+Tree = dict[str, Any]
+"""A nested dict with arrays (or `ParamSpec`s) as leaves: what `flax.linen` calls `params`."""
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """Shape and logical axes of one parameter.
+
+    Attributes:
+        shape: the parameter's shape.
+        axes: one logical axis name a dimension (`vocab embed heads kv_heads head_dim mlp layers classes`),
+            or None for a dimension that is never sharded. `sharding.RULES` maps them to mesh axes.
+        dtype: a fixed dtype (heads and poolers stay float32), or None for the model's own.
+        init: how `random_params` fills it: "normal", "zeros" or "ones".
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    dtype: str | None = None
+    init: str = "normal"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"ParamSpec: shape {self.shape} and axes {self.axes} differ in length")
+
+    def dtype_or(self, default: Any) -> np.dtype:
+        """The dtype that the parameter has in a model of dtype `default`."""
+        return jax.numpy.dtype(self.dtype or default)
+
+
+def linear(
+    inputs: Mapping[str, int], outputs: Mapping[str, int], *, bias: bool = True, dtype: str | None = None
+) -> Tree:
+    """Declares a dense layer: `kernel` [*inputs, *outputs] and, unless `bias=False`, `bias` [*outputs]."""
+    shape = (*inputs.values(), *outputs.values())
+    specs: Tree = {"kernel": ParamSpec(shape, (*inputs, *outputs), dtype)}
+    if bias:
+        specs["bias"] = ParamSpec(tuple(outputs.values()), tuple(outputs), dtype, "zeros")
+    return specs
+
+
+def layer_norm(features: int, *, dtype: str | None = None) -> Tree:
+    """Declares a LayerNorm over the `embed` axis: `scale` and `bias` [features]."""
+    return {
+        "scale": ParamSpec((features,), ("embed",), dtype, "ones"),
+        "bias": ParamSpec((features,), ("embed",), dtype, "zeros"),
+    }
+
+
+def embedding(rows: int, features: int, axis: str | None = None) -> Tree:
+    """Declares an embedding table: `embedding` [rows, features]."""
+    return {"embedding": ParamSpec((rows, features), (axis, "embed"))}
+
+
+def stack(layer: Tree, count: int) -> Tree:
+    """Declares `count` equal layers stored stacked: every leaf gains a leading `layers` axis."""
+    return map_leaves(lambda s: ParamSpec((count, *s.shape), ("layers", *s.axes), s.dtype, s.init), layer)
+
+
+def map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Applies `fn` to every leaf of a nested dict."""
+    return {k: map_leaves(fn, v) if isinstance(v, dict) else fn(v) for k, v in tree.items()}
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> flat dict with "a/b/c" paths (as `flax.traverse_util.flatten_dict(sep="/")`)."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The inverse of `flatten`."""
+    tree: Tree = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def abstract(specs: Tree, dtype: Any, sharding: Callable[[ParamSpec], Any] = lambda spec: None) -> Tree:
+    """The tree of `jax.ShapeDtypeStruct`s that a program compiled for these parameters takes."""
+    return map_leaves(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype_or(dtype), sharding=sharding(s)), specs)
+
+
+def random_params(specs: Tree, dtype: Any = "float32", seed: int = 0, scale: float = 0.02) -> Tree:
+    """A tree of random numpy arrays, for tests and for benchmarks of shapes whose weights are not at hand."""
+    rng = np.random.default_rng(seed)
+    fill = {
+        "normal": lambda shape: rng.standard_normal(shape, np.float32) * scale,
+        "zeros": lambda shape: np.zeros(shape, np.float32),
+        "ones": lambda shape: np.ones(shape, np.float32),
+    }
+    return map_leaves(lambda s: fill[s.init](s.shape).astype(s.dtype_or(dtype)), specs)
+
+
+def count(specs: Tree) -> int:
+    """Number of parameters."""
+    return sum(math.prod(s.shape) for s in flatten(specs).values())
+
+
+def nbytes(specs: Tree, dtype: Any) -> int:
+    """Bytes that the parameters take in `dtype`."""
+    return sum(math.prod(s.shape) * s.dtype_or(dtype).itemsize for s in flatten(specs).values())
+
+
+def unstack_layers(params: Tree) -> Tree:
+    """Stacked `layers` (leading axis) -> a dict of "0" … "L-1": what `layers.apply_layers` also takes."""
+    layers = flatten(params["layers"])
+    depth = next(iter(layers.values())).shape[0]
+    split = {str(i): unflatten({path: leaf[i] for path, leaf in layers.items()}) for i in range(depth)}
+    return {**params, "layers": split}

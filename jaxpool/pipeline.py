@@ -1,0 +1,115 @@
+"""Tokenise ‖ compute ‖ copy back, with bounded memory: windows of texts in, rows out as they are ready."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jaxpool.batching import Plan, plan
+from jaxpool.runner import Runner
+
+T = TypeVar("T")
+
+# Texts that are planned together: the first window is small, so that the first results come early.
+FIRST_WINDOW, WINDOW = 64, 1024
+_WINDOWS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One tokenised input.
+
+    Attributes:
+        owners: numbers of the inputs that it answers (several where a text came more than once).
+        ids: int32 [length], at least one token.
+        skip: leading tokens that pooling leaves out.
+        truncated: whether the text was cut.
+    """
+
+    owners: tuple[int, ...]
+    ids: np.ndarray
+    skip: int = 0
+    truncated: bool = False
+
+
+def windows(
+    items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW
+) -> Iterator[tuple[int, list[T]]]:
+    """Cuts a stream into lists of growing length, each with the number of its first item."""
+    iterator = iter(items)
+    start = 0
+    while window := list(islice(iterator, first)):
+        yield start, window
+        start += len(window)
+        first = min(2 * first, size)
+
+
+def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """`work(*a)` for each a in order, a few calls ahead of the reader, in the executor's threads.
+
+    The arguments themselves are drawn in the reader's thread: a database cursor may stand behind them.
+    """
+    pending: deque[Future[T]] = deque()
+    try:
+        for args in arguments:
+            pending.append(executor.submit(work, *args))
+            if len(pending) > _WINDOWS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tuple[Sequence, np.ndarray]]:
+    """Runs windows of sequences and yields (sequence, its float32 rows) as batches finish, in no fixed order.
+
+    A batch that would go out unfilled waits for the next window, once.
+    """
+    limit = 2 * len(runner.replicas) + 1
+    running: deque[tuple[Plan, list[Sequence], Future[np.ndarray]]] = deque()
+    held: list[Sequence] = []
+
+    def submit(sequences: list[Sequence], flush: list[bool] | None) -> Iterator[tuple[Sequence, np.ndarray]]:
+        nonlocal held
+        plans, kept = plan([len(s.ids) for s in sequences], runner.ladder, flush=flush)
+        held = [sequences[i] for i in kept]
+        ids, skips = [s.ids for s in sequences], [s.skip for s in sequences]
+        for batch in plans:
+            while len(running) >= limit:
+                yield from _unpack(*running.popleft(), runner.per_token)
+            running.append((batch, sequences, runner.submit(batch, ids, skips)))
+
+    try:
+        for window in tokenised:
+            runner.stats.add(truncated=sum(s.truncated * len(s.owners) for s in window))
+            waiting = held
+            yield from submit(waiting + window, [True] * len(waiting) + [False] * len(window))
+        yield from submit(held, None)
+        while running:
+            yield from _unpack(*running.popleft(), runner.per_token)
+    finally:
+        for _, _, future in running:
+            future.cancel()
+
+
+def _unpack(
+    batch: Plan, sequences: list[Sequence], future: Future[np.ndarray], per_token: bool
+) -> Iterator[tuple[Sequence, np.ndarray]]:
+    output = future.result()
+    for r, row in enumerate(batch.members):
+        start = 0
+        for m, i in enumerate(row):
+            if i < 0:
+                break
+            sequence = sequences[i]
+            stop = start + len(sequence.ids)
+            yield sequence, output[r, start:stop] if per_token else output[r, m]
+            start = stop

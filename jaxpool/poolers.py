@@ -1,0 +1,96 @@
+"""Poolers: hidden states of packed rows [R, T, D] -> one vector a sequence [R, M, D], in float32.
+
+The six modes of sentence-transformers, over the tokens behind each sequence's `skip`. Padding never enters:
+pad rows are replaced by `where`, not multiplied away, since NaN × 0 is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxpool.batch import Batch
+from jaxpool.layers import einsum
+
+Array = jax.Array
+
+
+def membership(batch: Batch) -> Array:
+    """float32 [R, T, M]: 1 where a token belongs to a sequence and is pooled (a sum over it runs on the matrix unit)."""
+    places = jnp.arange(1, batch.lengths.shape[1] + 1, dtype=jnp.int32)
+    own = batch.segments[..., None] == places
+    return (own & (batch.positions[..., None] >= batch.skip[:, None, :])).astype(jnp.float32)
+
+
+def _clean(hidden: Array, batch: Batch) -> Array:
+    return jnp.where((batch.segments > 0)[..., None], hidden.astype(jnp.float32), 0.0)
+
+
+def _pick(hidden: Array, index: Array) -> Array:
+    index = jnp.clip(index, 0, hidden.shape[1] - 1)
+    return jnp.take_along_axis(hidden.astype(jnp.float32), index[..., None], axis=1)
+
+
+def cls(hidden: Array, batch: Batch) -> Array:
+    """The first pooled token."""
+    return _pick(hidden, batch.starts + jnp.minimum(batch.skip, batch.lengths - 1))
+
+
+def lasttoken(hidden: Array, batch: Batch) -> Array:
+    """The last token."""
+    return _pick(hidden, batch.starts + batch.lengths - 1)
+
+
+def _sums(hidden: Array, batch: Batch, weights: Array) -> Array:
+    return einsum("rtm,rtd->rmd", weights, _clean(hidden, batch))
+
+
+def mean(hidden: Array, batch: Batch) -> Array:
+    """Sum over tokens / number of tokens."""
+    weights = membership(batch)
+    return _sums(hidden, batch, weights) / jnp.maximum(weights.sum(1), 1e-9)[..., None]
+
+
+def mean_sqrt_len_tokens(hidden: Array, batch: Batch) -> Array:
+    """Sum over tokens / √(number of tokens)."""
+    weights = membership(batch)
+    return _sums(hidden, batch, weights) / jnp.sqrt(jnp.maximum(weights.sum(1), 1e-9))[..., None]
+
+
+def weightedmean(hidden: Array, batch: Batch) -> Array:
+    """Mean weighted by the 1-based position in the sequence (prompt included in the count)."""
+    weights = membership(batch) * (batch.positions + 1).astype(jnp.float32)[..., None]
+    return _sums(hidden, batch, weights) / jnp.maximum(weights.sum(1), 1e-9)[..., None]
+
+
+def max(hidden: Array, batch: Batch) -> Array:
+    """Largest value of each feature."""
+    rows, _, width = hidden.shape
+    places = batch.lengths.shape[1]
+    pooled = (batch.segments > 0) & (membership(batch).sum(-1) > 0)
+    # Tokens that are not pooled go to one extra bin behind the last.
+    bins = jnp.where(pooled, jnp.arange(rows)[:, None] * places + batch.segments - 1, rows * places)
+    largest = jax.ops.segment_max(
+        hidden.astype(jnp.float32).reshape(-1, width), bins.reshape(-1), num_segments=rows * places + 1
+    )
+    largest = largest[:-1].reshape(rows, places, width)
+    return jnp.where((batch.lengths > 0)[..., None], largest, 0.0)
+
+
+# In the order in which sentence-transformers concatenates several.
+POOLERS: Mapping[str, Callable[[Array, Batch], Array]] = {
+    "cls": cls,
+    "max": max,
+    "mean": mean,
+    "mean_sqrt_len_tokens": mean_sqrt_len_tokens,
+    "weightedmean": weightedmean,
+    "lasttoken": lasttoken,
+}
+
+
+def pool(hidden: Array, batch: Batch, modes: tuple[str, ...]) -> Array:
+    """Pools by each mode and concatenates: float32 [R, M, len(modes) · D]."""
+    with jax.named_scope("pool"):
+        return jnp.concatenate([POOLERS[mode](hidden, batch) for mode in modes], axis=-1)

@@ -1,0 +1,110 @@
+"""The forms that a prompt may come in, brought to one: text, or token ids."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Parsed = str | np.ndarray
+"""A text, or int32 token ids."""
+
+
+def parse_prompts(prompts: Any) -> list[Parsed]:
+    """One prompt or a list of them -> a list of texts and token-id arrays.
+
+    Takes `str`, a list of token ids, `{"prompt": str}`, `{"prompt_token_ids": [int]}`, or a list of these.
+
+    Raises:
+        ValueError: nothing given, or something that is no prompt; the message names its place and type.
+    """
+    if isinstance(prompts, (str, Mapping)) or _is_ids(prompts):
+        return [parse_prompt(prompts, "prompts")]
+    if not isinstance(prompts, (list, tuple)):
+        raise ValueError(
+            f"prompts: expected a text, token ids, a dict or a list of these, got {_kind(prompts)}"
+        )
+    if not prompts:
+        raise ValueError("You must pass at least one prompt")
+    return [parse_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
+
+
+def parse_prompt(prompt: Any, name: str) -> Parsed:
+    """One prompt -> text or int32 token ids; `name` is how errors call it."""
+    if isinstance(prompt, str):
+        return parse_text(prompt, name)
+    if isinstance(prompt, Mapping):
+        return _parse_dict(prompt, name)
+    if _is_ids(prompt):
+        return np.asarray(prompt, np.int32)
+    if isinstance(prompt, (list, tuple, np.ndarray)) and len(prompt) == 0:
+        raise ValueError(f"{name}: token ids are empty, expected at least one")
+    raise ValueError(f"{name}: expected a text, token ids or a dict, got {_kind(prompt)}")
+
+
+def parse_text(text: Any, name: str) -> str:
+    """A text that can be encoded.
+
+    Raises:
+        ValueError: not a `str`, or one with a lone surrogate (not valid Unicode; its place is named).
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name}: expected a text, got {_kind(text)}")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name}: not valid Unicode: lone surrogate {text[error.start]!r} at character {error.start}"
+            ) from None
+    return text
+
+
+def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> np.ndarray:
+    """Refuses ids that the model has no row for (a gather would silently take another).
+
+    Raises:
+        ValueError: an id below 0 or not below `vocab_size`.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise ValueError(f"{name}: Token id {wrong} is out of vocabulary (0 … {vocab_size - 1})")
+    return ids
+
+
+def _parse_dict(prompt: Mapping[str, Any], name: str) -> Parsed:
+    known = {"prompt", "prompt_token_ids"}
+    if unknown := sorted(set(map(str, prompt)) - known):
+        raise ValueError(f"{name}: keys {unknown} are not supported, expected one of {sorted(known)}")
+    if len(prompt) != 1:
+        raise ValueError(f"{name}: expected exactly one of {sorted(known)}, got {sorted(prompt)}")
+    if "prompt" in prompt:
+        return parse_text(prompt["prompt"], f"{name}['prompt']")
+    ids = prompt["prompt_token_ids"]
+    if not _is_ids(ids):
+        raise ValueError(f"{name}['prompt_token_ids']: expected a list of at least one int, got {_kind(ids)}")
+    return np.asarray(ids, np.int32)
+
+
+def _is_ids(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.size > 0 and np.issubdtype(value.dtype, np.integer)
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in value)
+        and all(-(2**31) <= i < 2**31 for i in value)
+    )
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of " + (
+            ", ".join(sorted({type(v).__name__ for v in value})) or "nothing"
+        )
+    return f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,253 @@
+"""The engine: programs compiled once a shape, replicas that take batches as they fall free, counters."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxpool.batch import Inputs
+from jaxpool.batching import Ladder, Plan, Shape
+from jaxpool.log import logger
+from jaxpool.params import Tree
+from jaxpool.sharding import rows_sharding
+
+# Batches in flight on one replica: the next is dispatched before the last is copied back.
+_IN_FLIGHT = 2
+
+
+@dataclass
+class Stats:
+    """What an engine has done since it started.
+
+    Attributes:
+        texts: sequences computed (a text that came twice in one window counts once).
+        tokens: their tokens.
+        computed_tokens: tokens of the batches' shapes, padding included.
+        batches: programs run.
+        compilations: programs compiled. After `LLM.warmup()` this stands still.
+        truncated: texts cut to the limit.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    computed_tokens: int = 0
+    batches: int = 0
+    compilations: int = 0
+    truncated: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return 1 - self.tokens / self.computed_tokens if self.computed_tokens else 0.0
+
+    def add(self, **counts: int) -> None:
+        """Adds to the counters."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+
+class Replica:
+    """One sub-mesh with its own copy of the parameters and its own executables."""
+
+    def __init__(
+        self, mesh: Mesh, params: Tree, program: Callable[[Tree, Inputs], jax.Array], stats: Stats
+    ) -> None:
+        self.mesh = mesh
+        self._params = params
+        self._rows = rows_sharding(mesh)
+        self._jitted = jax.jit(program, out_shardings=self._rows)
+        self._executables: dict[Shape, Callable[..., jax.Array]] = {}
+        self._stats = stats
+        self._lock = threading.Lock()
+
+    def compile(self, shape: Shape) -> Callable[..., jax.Array]:
+        """The executable for a shape, compiled ahead of time on first use."""
+        with self._lock:
+            if shape not in self._executables:
+                ids = jax.ShapeDtypeStruct((shape.rows, shape.tokens), np.int32, sharding=self._rows)
+                places = jax.ShapeDtypeStruct((shape.rows, shape.places), np.int32, sharding=self._rows)
+                with jax.set_mesh(self.mesh):
+                    lowered = self._jitted.lower(self._params, Inputs(ids, places, places))
+                    self._executables[shape] = lowered.compile()
+                self._stats.add(compilations=1)
+            return self._executables[shape]
+
+    def dispatch(self, shape: Shape, inputs: Inputs) -> jax.Array:
+        """Starts one batch; the copy to the host starts as soon as it is computed."""
+        output = self.compile(shape)(self._params, jax.device_put(inputs, self._rows))
+        output.copy_to_host_async()
+        return output
+
+
+@dataclass
+class _Work:
+    shape: Shape
+    inputs: Inputs
+    future: Future[np.ndarray]
+
+
+def _serve(replica: Replica, work: queue.SimpleQueue[_Work | None]) -> None:
+    """A replica's thread: dispatches the next batch before it waits for the last."""
+    running: deque[tuple[_Work, jax.Array]] = deque()
+
+    def finish() -> None:
+        item, output = running.popleft()
+        try:
+            item.future.set_result(np.asarray(output))
+        except Exception as error:
+            item.future.set_exception(error)
+
+    while True:
+        try:
+            item = work.get(block=not running)
+        except queue.Empty:
+            finish()
+            continue
+        if item is None:
+            while running:
+                finish()
+            return
+        if not item.future.set_running_or_notify_cancel():
+            continue
+        try:
+            running.append((item, replica.dispatch(item.shape, item.inputs)))
+        except Exception as error:
+            item.future.set_exception(error)
+        if len(running) >= _IN_FLIGHT:
+            finish()
+
+
+class Runner:
+    """Replicas behind one queue. Safe to use from several threads.
+
+    Args:
+        replicas: at least one.
+        ladder: the shapes.
+        stats: where to count.
+        per_token: whether the program answers with a row a token instead of a row a sequence.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, per_token: bool = False
+    ) -> None:
+        self.replicas = replicas
+        self.per_token = per_token
+        self.ladder = ladder
+        self.stats = stats
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(
+                target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True
+            )
+            for i, replica in enumerate(replicas)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._stop = weakref.finalize(self, _stop, self._work, self._threads)
+
+    def submit(self, plan: Plan, sequences: Sequence[np.ndarray], skips: Sequence[int]) -> Future[np.ndarray]:
+        """Queues one batch.
+
+        Args:
+            plan: which sequence goes where.
+            sequences: token ids, by the plan's numbers.
+            skips: leading tokens of each that pooling leaves out.
+
+        Returns:
+            A future of the program's float32 output [R, M, D] (or [R, T, D]).
+        """
+        if not self._stop.alive:
+            raise RuntimeError("this LLM is closed")
+        inputs = fill(plan, sequences, skips)
+        used = int(inputs.lengths.sum())
+        self.stats.add(
+            texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1
+        )
+        item = _Work(plan.shape, inputs, Future())
+        self._work.put(item)
+        return item.future
+
+    def warmup(self) -> None:
+        """Compiles every shape on every replica and runs each once.
+
+        Where a batch does not fit the device's memory, the token budget is halved once, with a warning.
+
+        Raises:
+            jax.errors.JaxRuntimeError: it does not fit at half the budget either.
+        """
+        try:
+            self._run_all()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            smaller = _halve(self.ladder, self.replicas[0].mesh.shape["data"])
+            largest = max(shape.area for shape in self.ladder.shapes)
+            logger.warning(
+                "a batch of %d tokens does not fit the device's memory; going on with half of that. "
+                "max_num_batched_tokens= sets it",
+                largest,
+            )
+            self.ladder = smaller
+            self._run_all()
+
+    def _run_all(self) -> None:
+        for shape in self.ladder.shapes:
+            empty = Inputs(
+                np.zeros((shape.rows, shape.tokens), np.int32),
+                np.zeros((shape.rows, shape.places), np.int32),
+                np.zeros((shape.rows, shape.places), np.int32),
+            )
+            for output in [replica.dispatch(shape, empty) for replica in self.replicas]:
+                output.block_until_ready()
+
+    def close(self) -> None:
+        """Ends the replicas' threads when what is queued is done. Idempotent; also done at exit."""
+        self._stop()
+
+
+def _stop(work: queue.SimpleQueue[Any], threads: list[threading.Thread]) -> None:
+    # A thread left inside XLA while the interpreter ends takes the process down, hence the join.
+    for _ in threads:
+        work.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _halve(ladder: Ladder, row_multiple: int) -> Ladder:
+    def smaller(shape: Shape) -> Shape:
+        return replace(shape, rows=max(row_multiple, shape.rows // 2 // row_multiple * row_multiple))
+
+    halved = {tokens: smaller(shape) for tokens, shape in ladder.full.items()}
+    return replace(ladder, full=halved, small=ladder.small if ladder.packed else halved)
+
+
+def fill(plan: Plan, sequences: Sequence[np.ndarray], skips: Sequence[int]) -> Inputs:
+    """The arrays of a planned batch: ids one sequence behind the other in each row, padded with 0."""
+    shape = plan.shape
+    ids = np.zeros((shape.rows, shape.tokens), np.int32)
+    lengths = np.zeros((shape.rows, shape.places), np.int32)
+    skip = np.zeros((shape.rows, shape.places), np.int32)
+    for r, row in enumerate(plan.members):
+        start = 0
+        for m, i in enumerate(row):
+            if i < 0:
+                break
+            length = len(sequences[i])
+            ids[r, start : start + length] = sequences[i]
+            lengths[r, m] = length
+            skip[r, m] = skips[i]
+            start += length
+    return Inputs(ids, lengths, skip)

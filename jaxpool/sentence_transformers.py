@@ -1,0 +1,257 @@
+"""Reading a sentence-transformers directory, in the formats of ≤ 5.3 and of ≥ 5.4 (6.x).
+
+What is not understood is an error that names the file and the key: these files decide the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxpool.converters.checkpoint import read_json
+from jaxpool.heads import Dense, LayerNorm, Module, Normalize
+from jaxpool.poolers import POOLERS
+
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_ACTIVATIONS = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.SiLU": "silu",
+}
+# In the order in which several are concatenated.
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+def is_sentence_transformer(directory: Path) -> bool:
+    """Whether the directory is one that sentence-transformers saved."""
+    return (directory / "modules.json").exists()
+
+
+def backbone_directory(directory: Path) -> Path:
+    """Where the transformer's own files lie: the directory itself, or the folder of the first module."""
+    if not is_sentence_transformer(directory):
+        return directory
+    modules = _modules(directory)
+    return directory / modules[0]["path"] if modules else directory
+
+
+def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -> dict[str, Any]:
+    """What the sentence-transformers files say, as fields of `recipe.Recipe`.
+
+    Args:
+        hidden_size: width of the backbone's token vectors.
+        limits: the lengths that the tokenizer and config.json allow (None: no limit), for a directory that
+            names no `max_seq_length`.
+
+    Raises:
+        ValueError: a module type or key that is not understood, or modules in an order that makes no vector.
+    """
+    modules_file = directory / "modules.json"
+    first, *rest = _modules(directory)
+    if _kind(first, modules_file) != "Transformer":
+        raise ValueError(f"{modules_file}: the first module is {first['type']!r}, expected a Transformer")
+    fields = _read_transformer(directory / first["path"], limits) | _read_model_config(directory)
+    token_modules: list[Module] = []
+    modules: list[Module] = []
+    folders: list[str] = []
+    for entry in rest:
+        kind = _kind(entry, modules_file)
+        file = directory / entry["path"] / "config.json"
+        if kind == "Pooling":
+            if "pooling" in fields:
+                raise ValueError(f"{modules_file}: two Pooling modules")
+            fields |= _read_pooling(file, hidden_size)
+        elif kind in _MODULES:
+            module, on_tokens = _MODULES[kind](file)
+            if on_tokens == ("pooling" in fields):
+                raise ValueError(f"{file}: {kind} reads {'token' if on_tokens else 'sentence'} embeddings on the "
+                                 "wrong side of the Pooling")  # fmt: skip
+            (token_modules if on_tokens else modules).append(module)
+            folders.append(entry["path"])
+        elif kind != "Dropout":
+            known = ["Transformer", "Pooling", "Dropout", *_MODULES]
+            raise ValueError(
+                f"{modules_file}: module type {entry['type']!r} is not supported (supported: {known})"
+            )
+    if "pooling" not in fields:
+        raise ValueError(f"{modules_file}: no Pooling module")
+    return fields | {
+        "token_modules": tuple(token_modules),
+        "modules": tuple(modules),
+        "module_folders": tuple(folders),
+        "source": "sentence-transformers",
+    }
+
+
+def _modules(directory: Path) -> list[dict[str, Any]]:
+    file = directory / "modules.json"
+    modules = read_json(file)
+    if not isinstance(modules, list) or not all(
+        isinstance(m, dict) and {"type", "path"} <= set(m) for m in modules
+    ):
+        raise ValueError(f"{file}: expected a list of objects with `type` and `path`")
+    if not modules:
+        raise ValueError(f"{file}: no modules")
+    return sorted(modules, key=lambda m: m.get("idx", 0))
+
+
+def _kind(entry: Mapping[str, Any], file: Path) -> str:
+    package, _, kind = entry["type"].rpartition(".")
+    if package.split(".")[0] != "sentence_transformers":
+        raise ValueError(
+            f"{file}: module type {entry['type']!r} is code of the checkpoint's own, which is never run"
+        )
+    return kind
+
+
+def _read_object(file: Path, known: Collection[str]) -> dict[str, Any]:
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected an object")
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{file}: unknown keys {unknown}")
+    return values
+
+
+def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[str, Any]:
+    file = next((backbone / name for name in _TRANSFORMER_FILES if (backbone / name).exists()), None)
+    old = ("max_seq_length", "do_lower_case", "model_args", "tokenizer_args", "config_args")
+    new = ("transformer_task", "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs",
+           "model_kwargs", "processor_kwargs", "config_kwargs")  # fmt: skip
+    values = _read_object(file, old + new) if file else {}
+    for name in (
+        "model_args",
+        "tokenizer_args",
+        "config_args",
+        "model_kwargs",
+        "processor_kwargs",
+        "config_kwargs",
+    ):
+        harmless = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "padding_side"}
+        if unknown := sorted(set(values.get(name) or {}) - harmless):
+            raise ValueError(f"{file}: `{name}` sets {unknown}, which is not understood")
+    expected = {
+        "transformer_task": ("feature-extraction",),
+        "module_output_name": ("token_embeddings",),
+        "processing_kwargs": ({},),
+    }
+    for name, allowed in expected.items():
+        if values.get(name) is not None and values[name] not in allowed:
+            raise ValueError(f"{file}: `{name}` is {values[name]!r}, only {allowed[0]!r} is understood")
+    text = (values.get("modality_config") or {}).get("text")
+    if text is not None and text != {"method": "forward", "method_output_name": "last_hidden_state"}:
+        raise ValueError(
+            f"{file}: `modality_config` reads {text!r}, only the last hidden state is understood"
+        )
+    length = values.get("max_seq_length")
+    if length is None:
+        length = min((n for n in limits if n and n > 0), default=0)
+    return {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
+
+
+def _read_model_config(directory: Path) -> dict[str, Any]:
+    file = directory / "config_sentence_transformers.json"
+    if not file.exists():
+        return {}
+    known = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "model_type", "truncate_dim",
+             "requirements")  # fmt: skip
+    values = _read_object(file, known)
+    kind = values.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise ValueError(f"{file}: `model_type` is {kind!r}, only 'SentenceTransformer' is supported")
+    prompts = values.get("prompts") or {}
+    default = values.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ValueError(
+            f"{file}: `default_prompt_name` is {default!r}, which is not among the prompts {list(prompts)}"
+        )
+    similarity = values.get("similarity_fn_name") or "cosine"
+    if similarity not in _SIMILARITIES:
+        raise ValueError(f"{file}: `similarity_fn_name` is {similarity!r}, expected one of {_SIMILARITIES}")
+    return {
+        "prompts": prompts,
+        "default_prompt": default,
+        "similarity": similarity,
+        "truncate_dim": values.get("truncate_dim"),
+    }
+
+
+def _read_pooling(file: Path, hidden_size: int) -> dict[str, Any]:
+    values = _read_object(
+        file,
+        (
+            "word_embedding_dimension",
+            "embedding_dimension",
+            "pooling_mode",
+            "include_prompt",
+            *_POOLING_FLAGS,
+        ),
+    )
+    width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
+    if width is not None and width != hidden_size:
+        raise ValueError(f"{file}: pools vectors of {width}, but the model's have {hidden_size}")
+    mode = values.get("pooling_mode")
+    if mode is None:
+        modes = tuple(name for flag, name in _POOLING_FLAGS.items() if values.get(flag)) or ("mean",)
+    else:
+        modes = (mode,) if isinstance(mode, str) else tuple(mode)
+    if unknown := [m for m in modes if m not in POOLERS]:
+        raise ValueError(f"{file}: `pooling_mode` {unknown} unknown, expected of {list(POOLERS)}")
+    return {"pooling": modes, "include_prompt": bool(values.get("include_prompt", True))}
+
+
+def _on_tokens(file: Path, values: Mapping[str, Any]) -> bool:
+    source = values.get("module_input_name") or "sentence_embedding"
+    target = values.get("module_output_name") or source
+    if source != target or source not in ("sentence_embedding", "token_embeddings"):
+        raise ValueError(f"{file}: reads {source!r} and writes {target!r}, which is not supported")
+    return source == "token_embeddings"
+
+
+def _read_dense(file: Path) -> tuple[Module, bool]:
+    known = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
+             "use_residual")  # fmt: skip
+    values = _read_object(file, known)
+    name = values.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"{file}: `activation_function` is {name!r}, expected one of {sorted(_ACTIVATIONS)}")
+    module = Dense(
+        inputs=values["in_features"],
+        outputs=values["out_features"],
+        bias=values.get("bias", True),
+        activation=_ACTIVATIONS[name],
+        residual=values.get("use_residual", False),
+    )
+    return module, _on_tokens(file, values)
+
+
+def _read_layer_norm(file: Path) -> tuple[Module, bool]:
+    return LayerNorm(_read_object(file, ("dimension",))["dimension"]), False
+
+
+def _read_normalize(file: Path) -> tuple[Module, bool]:
+    # Older checkpoints have no such file, often not even the folder.
+    values = _read_object(file, ("module_input_name", "module_output_name")) if file.exists() else {}
+    return Normalize(), _on_tokens(file, values)
+
+
+_MODULES: Mapping[str, Callable[[Path], tuple[Module, bool]]] = {
+    "Dense": _read_dense,
+    "LayerNorm": _read_layer_norm,
+    "Normalize": _read_normalize,
+}

@@ -1,0 +1,190 @@
+"""Texts -> token ids, with the checkpoint's own Rust tokenizer. Never mutated after loading, so threads share it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpool.converters.checkpoint import read_json
+
+# A text longer than this many characters a token is cut before tokenising (see `_tokenise_long`).
+_CHARS_PER_TOKEN = 16
+# Tokens next to a cut may differ from the whole text's; this many are thrown away, and far fewer are ever touched.
+_MARGIN = 64
+
+# tokenizer_config.json's settings that transformers applies over tokenizer.json's normaliser.
+_BERT_NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised text.
+
+    Attributes:
+        ids: int32 [length], special tokens included.
+        total: tokens of the whole text; a lower bound where it was cut before tokenising.
+    """
+
+    ids: np.ndarray
+    total: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether `ids` is not the whole text."""
+        return self.total > len(self.ids)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Args:
+        backend: the `tokenizers.Tokenizer`, with truncation and padding off.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        probe = backend.encode("a")
+        special = probe.special_tokens_mask
+        self._prefix = next((i for i, s in enumerate(special) if not s), 0)
+        self._suffix = next((i for i, s in enumerate(reversed(special)) if not s), 0)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary, added ones included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def special_count(self) -> int:
+        """Special tokens put round a text."""
+        return self._prefix + self._suffix
+
+    def encode(self, texts: Sequence[str], limit: int) -> list[Encoded]:
+        """Tokenises texts, each cut at `limit` tokens (special ones included and kept).
+
+        Args:
+            texts: any number of texts of any length; a text of a million characters costs milliseconds.
+            limit: most tokens to keep of each.
+        """
+        threshold = (limit + _MARGIN) * _CHARS_PER_TOKEN
+        short = [text for text in texts if len(text) <= threshold]
+        whole = iter(self._backend.encode_batch_fast(short) if short else ())
+        return [
+            self._cut(next(whole).ids, limit)
+            if len(text) <= threshold
+            else self._encode_long(text, limit, threshold)
+            for text in texts
+        ]
+
+    def _encode_long(self, text: str, limit: int, chars: int) -> Encoded:
+        """Tokenises only as much of a huge text as is needed for the same first ids.
+
+        The text is cut before a blank, where no pre-tokenizer joins what is on the two sides; a margin of
+        tokens in front of the cut is not trusted. Too few tokens: twice the text.
+        """
+        while chars < len(text):
+            blank = text.rfind(" ", chars // 2, chars)
+            head = text[: blank if blank > 0 else chars]
+            ids = self._backend.encode_batch_fast([head])[0].ids
+            if len(ids) >= limit + _MARGIN:
+                return self._cut(ids, limit)
+            chars *= 4
+        return self._cut(self._backend.encode_batch_fast([text])[0].ids, limit)
+
+    def _cut(self, ids: list[int], limit: int) -> Encoded:
+        total = len(ids)
+        array = np.asarray(ids, np.int32)
+        if total > limit:
+            kept = max(limit - self._suffix, 0)
+            array = np.concatenate([array[:kept], array[total - self._suffix :]])[:limit]
+        return Encoded(array, total)
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt in front of a text, as sentence-transformers counts them: without a closing special token."""
+        ids = self._backend.encode(prompt).ids
+        return len(ids) - (1 if ids and ids[-1] in self.special_ids else 0)
+
+
+def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
+    """Loads the tokenizer of a model directory.
+
+    tokenizer.json is read as it is (importing transformers costs seconds), with what transformers would change
+    in it: truncation and padding off, tokenizer_config.json's say over a BERT normaliser.
+
+    Args:
+        directory: with tokenizer.json, or whatever transformers can make a fast tokenizer from.
+        lower_case: sentence-transformers' `do_lower_case`.
+
+    Raises:
+        ValueError: no tokenizer in the directory, or one that has no fast form.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    file = directory / "tokenizer.json"
+    if file.exists():
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # tokenizers raises the bare class
+            raise ValueError(f"{file} is not a valid tokenizer: {error}") from error
+        _apply_tokenizer_config(backend, directory / "tokenizer_config.json")
+    else:
+        backend = _from_transformers(directory)
+    backend.no_truncation()
+    backend.no_padding()
+    if lower_case:
+        _prepend_lower_case(backend)
+    return Tokenizer(backend)
+
+
+def _apply_tokenizer_config(backend: Any, file: Path) -> None:
+    from tokenizers.normalizers import BertNormalizer
+
+    config = read_json(file) if file.exists() else {}
+    if isinstance(backend.normalizer, BertNormalizer) and "Bert" in (config.get("tokenizer_class") or "Bert"):
+        for key, attribute in _BERT_NORMALIZER.items():
+            if config.get(key) is not None:
+                setattr(backend.normalizer, attribute, config[key])
+
+
+def _prepend_lower_case(backend: Any) -> None:
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.normalizers import Sequence as Chain
+
+    rest = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = Chain([Lowercase(), *rest])
+
+
+def _from_transformers(directory: Path) -> Any:
+    with _quiet_import():
+        from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False).backend_tokenizer
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(
+            f"{directory} holds no tokenizer that loads without its own code: {error}"
+        ) from error
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps transformers' "PyTorch was not found" line, of no concern to jaxpool's users, off the terminal."""
+    hush = logging.Filter("nobody")
+    hush.filter = lambda record: "PyTorch was not found" not in record.getMessage()  # type: ignore[method-assign]
+    target = logging.getLogger("transformers")
+    target.addFilter(hush)
+    try:
+        yield
+    finally:
+        target.removeFilter(hush)
