@@ -24,8 +24,4 @@ def docstrings(limit: int | None = None) -> list[str]:
                 if text and text.strip():
                     found[text] = None
     texts = list(found)
-    return (
-        texts
-        if limit is None or limit >= len(texts)
-        else [texts[i * len(texts) // limit] for i in range(limit)]
-    )
+    return texts if limit is None or limit >= len(texts) else [texts[i * len(texts) // limit] for i in range(limit)]

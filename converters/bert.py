@@ -10,13 +10,9 @@ TABLE = Table(
         Rule("embeddings.position_embeddings.weight", "embeddings/position/embedding"),
         Rule("embeddings.token_type_embeddings.weight", "embeddings/token_type/embedding"),
         *layer_norm("embeddings.LayerNorm", "embeddings/norm"),
-        *linear(
-            f"{_LAYER}.attention.self.query", "layers/attention/query", "(n h) d -> d n h", "(n h) -> n h"
-        ),
+        *linear(f"{_LAYER}.attention.self.query", "layers/attention/query", "(n h) d -> d n h", "(n h) -> n h"),
         *linear(f"{_LAYER}.attention.self.key", "layers/attention/key", "(n h) d -> d n h", "(n h) -> n h"),
-        *linear(
-            f"{_LAYER}.attention.self.value", "layers/attention/value", "(n h) d -> d n h", "(n h) -> n h"
-        ),
+        *linear(f"{_LAYER}.attention.self.value", "layers/attention/value", "(n h) d -> d n h", "(n h) -> n h"),
         *linear(f"{_LAYER}.attention.output.dense", "layers/attention/output", "d (n h) -> n h d"),
         *layer_norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention/norm"),
         *linear(f"{_LAYER}.intermediate.dense", "layers/mlp/up"),

@@ -19,7 +19,7 @@ from jaxpool.converters.rules import CheckpointError, Index
 from jaxpool.converters.torch_bin import TorchFile
 
 # The order in which a directory is searched; a stem.index.json beside it means that it is split over files.
-STEMS = (("model", "safetensors"), ("pytorch_model", "bin"), ("flax_params", "safetensors"))
+STEMS = (("flax_params", "safetensors"), ("model", "safetensors"), ("pytorch_model", "bin"))
 
 
 class _File(Protocol):
@@ -97,8 +97,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         if single.exists():
             return _open(directory, stem, [single])
         if index.exists():
-            names = sorted(set(read_json(index)["weight_map"].values()))
-            return _open(directory, stem, [directory / name for name in names])
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+            return _open(directory, stem, [directory / part for part in parts])
     names = ", ".join(f"{stem}.{suffix}" for stem, suffix in STEMS)
     raise FileNotFoundError(f"{directory} holds no weights: none of {names} (or their .index.json) is there")
 

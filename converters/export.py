@@ -30,7 +30,10 @@ def write_safetensors(
     parts: list[tuple[Path, list[str]]] = []
     for shard in _shards(tensors, max_shard_bytes):
         part = directory / f"{stem}.part{len(parts)}"
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask gives; save_file leaves a file for its owner alone
         save_file(shard, part, metadata={"format": "pt" if stem == "model" else "flax"})
+        part.chmod(mode)
         parts.append((part, list(shard)))
     if len(parts) == 1:
         parts[0][0].replace(directory / f"{stem}.safetensors")
@@ -56,11 +59,10 @@ def _shards(tensors: Iterable[tuple[str, np.ndarray]], limit: int) -> Iterator[d
     yield shard
 
 
-def save_params(directory: Path, params: Tree) -> None:
+def save_params(directory: Path, params: Tree, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes a Flax param tree as safetensors, one tensor a leaf under its "a/b/c" path."""
-    write_safetensors(
-        directory, "flax_params", ((path, np.asarray(x)) for path, x in flatten(params).items())
-    )
+    leaves = ((path, np.asarray(x)) for path, x in flatten(params).items())
+    write_safetensors(directory, "flax_params", leaves, max_shard_bytes)
 
 
 def load_params(directory: str | Path) -> Tree:
@@ -71,9 +73,7 @@ def load_params(directory: str | Path) -> Tree:
     """
     checkpoint = open_checkpoint(Path(directory))
     if checkpoint.stem != "flax_params":
-        raise FileNotFoundError(
-            f"{directory} holds {checkpoint.stem}: not converted parameters (jaxpool convert)"
-        )
+        raise FileNotFoundError(f"{directory} holds {checkpoint.stem}: not converted parameters (jaxpool convert)")
     return unflatten({key: checkpoint.read(key) for key in checkpoint.shapes})
 
 

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ class Table:
 
 def identity_table(specs: Tree) -> Table:
     """The table that reads a converted checkpoint, whose keys are the leaves' own paths."""
-    return Table(tuple(Rule(path, path) for path in flatten(specs)))
+    return Table(tuple(Rule(path, path, optional=True) for path in flatten(specs)))
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,10 @@ class Leaf:
     def read(self, fetch: Callable[[str, Index], np.ndarray], index: Index | None = None) -> np.ndarray:
         """The leaf, or its part under `index`, read with `fetch(key, index)`."""
         if not self.stacked:
-            return self.transform.read(lambda i: fetch(self.keys[0], i), self.spec.shape, index)
+            return self.transform.read(partial(fetch, self.keys[0]), self.spec.shape, index)
         layers, rest = (index[0], index[1:]) if index else (slice(None), None)
         shape = self.spec.shape[1:]
-        return np.stack(
-            [self.transform.read(lambda i, k=k: fetch(k, i), shape, rest) for k in self.keys[layers]]
-        )
+        return np.stack([self.transform.read(partial(fetch, key), shape, rest) for key in self.keys[layers]])
 
 
 Binding = dict[str, Leaf]
@@ -213,10 +211,8 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
     for key, shape in shapes.items():
         matches = [(rule, m) for rule in table.rules if (m := rule.pattern.fullmatch(table.canonical(key)))]
         if len(matches) != 1:
-            rules = ", ".join(rule.source for rule, _ in matches)
-            problems.append(
-                f"unexpected key {key!r}" if not matches else f"{key!r} matches several rules: {rules}"
-            )
+            several = ", ".join(rule.source for rule, _ in matches)
+            problems.append(f"{key!r} matches several rules: {several}" if several else f"unexpected key {key!r}")
             continue
         rule, match = matches[0]
         if rule.target is None or (rule.optional and rule.target not in declared):
@@ -245,8 +241,7 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
             binding[path] = Leaf(spec, tuple(key for key, _ in places), places[0][1].transform, stacked)
     if problems:
         raise CheckpointError(
-            f"the checkpoint does not fit the model ({len(problems)} problems):\n  "
-            + "\n  ".join(sorted(problems))
+            f"the checkpoint does not fit the model ({len(problems)} problems):\n  " + "\n  ".join(sorted(problems))
         )
     return binding
 

@@ -47,9 +47,7 @@ class _Tensor:
     def array(self) -> np.ndarray:
         flat = self.storage()[self.offset :]
         size = flat.dtype.itemsize
-        return np.lib.stride_tricks.as_strided(
-            flat, self.shape, [s * size for s in self.strides], writeable=False
-        )
+        return np.lib.stride_tricks.as_strided(flat, self.shape, [s * size for s in self.strides], writeable=False)
 
 
 def _rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -73,9 +71,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Builds `_Tensor`s; `load_storage(type, key, numel)` says where a storage's values come from."""
 
-    def __init__(
-        self, file: io.BufferedIOBase, load_storage: Callable[[np.dtype, str, int], Any], path: Path
-    ):
+    def __init__(self, file: io.BufferedIOBase, load_storage: Callable[[np.dtype, str, int], Any], path: Path):
         super().__init__(file)
         self._load_storage, self._path = load_storage, path
 
@@ -109,9 +105,7 @@ class TorchFile:
             KeyError,
             AttributeError,
         ) as error:
-            raise CheckpointError(
-                f"{path} is not a whole PyTorch checkpoint ({error}); it may be truncated"
-            ) from error
+            raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}); it may be truncated") from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
         loaded = loaded.get("state_dict", loaded)

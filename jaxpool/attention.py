@@ -44,9 +44,7 @@ class AttentionMask:
         return visible[:, None]
 
 
-def _einsum_attention(
-    q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None, scale: float
-) -> Array:
+def _einsum_attention(q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None, scale: float) -> Array:
     scores = einsum("rtnh,rsnh->rnts", q, k) * scale
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ Array = jax.Array
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "lengths", "skip"], meta_fields=[])
 @dataclass(frozen=True)
 class Inputs:
-    """The arrays of one batch, as uploaded. A row holds up to M sequences one behind the other, then padding.
+    """The arrays of one batch: numpy's before the upload, JAX's inside the program.
+
+    A row holds up to M sequences one behind the other, then padding.
 
     Attributes:
         ids: int32 [R, T] token ids.
@@ -22,9 +25,9 @@ class Inputs:
         skip: int32 [R, M] leading tokens that pooling leaves out (a prompt, where `include_prompt` is false).
     """
 
-    ids: Array
-    lengths: Array
-    skip: Array
+    ids: Any
+    lengths: Any
+    skip: Any
 
 
 @partial(
@@ -57,9 +60,7 @@ def unfold(inputs: Inputs) -> Batch:
     ends = jnp.cumsum(inputs.lengths, axis=1)
     starts = ends - inputs.lengths
     index = jnp.arange(inputs.ids.shape[1], dtype=jnp.int32)
-    place = (index[None, :, None] >= ends[:, None, :]).sum(
-        -1, dtype=jnp.int32
-    )  # [R, T]: sequences already ended
+    place = (index[None, :, None] >= ends[:, None, :]).sum(-1, dtype=jnp.int32)  # [R, T]: sequences already ended
     real = index[None, :] < ends[:, -1:]
     own = jnp.minimum(place, inputs.lengths.shape[1] - 1)
     positions = jnp.where(real, index[None, :] - jnp.take_along_axis(starts, own, axis=1), 0)

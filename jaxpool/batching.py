@@ -83,11 +83,7 @@ def make_ladder(
     while lengths[-1] < max_length:
         step = lengths[-1]
         # Packed rows waste little at any length, so powers of two do; single ones need the steps between.
-        between = (
-            [step + step // 2]
-            if not packed and step >= 2 * MIN_TOKENS and step + step // 2 < max_length
-            else []
-        )
+        between = [step + step // 2] if not packed and step >= 2 * MIN_TOKENS and step + step // 2 < max_length else []
         lengths += [*between, 2 * step]
     lengths[-1] = max(MIN_TOKENS, -(-max_length // 16) * 16)
     full_from = min(packed_row, lengths[-1]) if packed else MIN_TOKENS
@@ -130,9 +126,7 @@ def _pack(lengths: Sequence[int], ladder: Ladder) -> dict[int, list[list[int]]]:
     """Best-fit decreasing: each sequence into the open row with the least room that holds it."""
     full = sorted(ladder.full)
     rows: dict[int, list[list[int]]] = defaultdict(list)
-    open_rows: list[
-        tuple[int, int, int, list[int]]
-    ] = []  # (room left, tie-break, places left, members), ascending
+    open_rows: list[tuple[int, int, int, list[int]]] = []  # (room left, tie-break, places left, members), ascending
     for number, i in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
         length = lengths[i]
         at = bisect_left(open_rows, (length, -1))

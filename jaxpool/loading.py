@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from jax.sharding import Mesh
 
 from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
-from jaxpool.converters.rules import Index, Leaf, Table, bind, identity_table
-from jaxpool.params import Tree, flatten, unflatten
+from jaxpool.converters.rules import Binding, Index, Leaf, Table, bind, identity_table
+from jaxpool.params import Tree, unflatten
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import param_sharding
 from jaxpool.tasks import param_specs
@@ -40,31 +41,48 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Path, Table, Tree]]:
                 yield f"{name}/{i}", recipe.directory / folder, head.TABLE, own
 
 
-def load(recipe: Recipe, place: Place) -> Tree:
-    """Reads every declared parameter, leaf by leaf.
+def is_converted(directory: Path) -> bool:
+    """Whether the directory holds a Flax param tree that `jaxpool convert` wrote."""
+    return any((directory / f"flax_params.safetensors{end}").exists() for end in ("", ".index.json"))
 
-    Args:
-        place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
+
+def stored(recipe: Recipe) -> Iterator[tuple[str, Checkpoint, Binding]]:
+    """Where every declared parameter is stored, found by names and shapes alone.
+
+    Yields:
+        A prefix of paths in the tree, the checkpoint that holds these parameters, and their places in it.
 
     Raises:
         FileNotFoundError, CheckpointError: weights missing, truncated, or not those of the model.
     """
-    if (recipe.directory / "flax_params.safetensors").exists() or (
-        recipe.directory / "flax_params.safetensors.index.json"
-    ).exists():
-        specs = param_specs(recipe)
-        return _load_part(open_checkpoint(recipe.directory), identity_table(specs), specs, place)
-    flat: dict[str, Any] = {}
+    if is_converted(recipe.directory):
+        # What was optional when it was converted is known here too, and may be left out.
+        known = identity_table(param_specs(with_optional(recipe)))
+        checkpoint = open_checkpoint(recipe.directory)
+        yield "", checkpoint, bind(checkpoint.shapes, known, param_specs(recipe))
+        return
     for prefix, folder, table, specs in parts(recipe):
-        loaded = _load_part(open_checkpoint(folder), table, specs, place)
-        flat |= {f"{prefix}/{path}": leaf for path, leaf in flatten(loaded).items()}
+        checkpoint = open_checkpoint(folder)
+        yield f"{prefix}/", checkpoint, bind(checkpoint.shapes, table, specs)
+
+
+def check(recipe: Recipe) -> None:
+    """Whether the checkpoint fits the model, without reading a tensor. Errors as `stored`."""
+    for _ in stored(recipe):
+        pass
+
+
+def load(recipe: Recipe, place: Place) -> Tree:
+    """Reads every declared parameter, leaf by leaf. Errors as `stored`.
+
+    Args:
+        place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
+    """
+    flat: dict[str, Any] = {}
+    for prefix, checkpoint, binding in stored(recipe):
+        for path, leaf in binding.items():
+            flat[prefix + path] = place(prefix + path, leaf, partial(leaf.read, checkpoint.read))
     return unflatten(flat)
-
-
-def _load_part(checkpoint: Checkpoint, table: Table, specs: Tree, place: Place) -> Tree:
-    binding = bind(checkpoint.shapes, table, specs)
-    read = lambda leaf: lambda index: leaf.read(checkpoint.read, index)  # noqa: E731
-    return unflatten({path: place(path, leaf, read(leaf)) for path, leaf in binding.items()})
 
 
 def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
@@ -74,7 +92,8 @@ def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
         target = leaf.spec.dtype_or(dtype)
         parts: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
 
-        def part(index: Index) -> np.ndarray:
+        def part(index: Index | None) -> np.ndarray:
+            index = index or ()
             key = tuple((s.start, s.stop) for s in index)
             if key not in parts:
                 parts[key] = np.asarray(read(index)).astype(target)
@@ -94,7 +113,7 @@ def with_optional(recipe: Recipe) -> Recipe:
     """The recipe with the optional parts declared that its checkpoint holds weights for."""
     if not hasattr(recipe.config, "pooler"):
         return recipe
-    checkpoint = open_checkpoint(recipe.backbone_directory)
+    checkpoint = open_checkpoint(recipe.directory if is_converted(recipe.directory) else recipe.backbone_directory)
     canonical = backbone_table(recipe).canonical
     has = any(canonical(key).startswith(("pooler.", "backbone/pooler/")) for key in checkpoint.shapes)
     return replace(recipe, config=replace(recipe.config, pooler=has))

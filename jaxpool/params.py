@@ -108,7 +108,7 @@ def abstract(specs: Tree, dtype: Any, sharding: Callable[[ParamSpec], Any] = lam
 def random_params(specs: Tree, dtype: Any = "float32", seed: int = 0, scale: float = 0.02) -> Tree:
     """A tree of random numpy arrays, for tests and for benchmarks of shapes whose weights are not at hand."""
     rng = np.random.default_rng(seed)
-    fill = {
+    fill: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
         "normal": lambda shape: rng.standard_normal(shape, np.float32) * scale,
         "zeros": lambda shape: np.zeros(shape, np.float32),
         "ones": lambda shape: np.ones(shape, np.float32),

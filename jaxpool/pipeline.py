@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import islice
@@ -38,9 +38,7 @@ class Sequence:
     truncated: bool = False
 
 
-def windows(
-    items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW
-) -> Iterator[tuple[int, list[T]]]:
+def windows(items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW) -> Iterator[tuple[int, list[T]]]:
     """Cuts a stream into lists of growing length, each with the number of its first item."""
     iterator = iter(items)
     start = 0
@@ -50,7 +48,7 @@ def windows(
         first = min(2 * first, size)
 
 
-def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Generator[T, None, None]:
     """`work(*a)` for each a in order, a few calls ahead of the reader, in the executor's threads.
 
     The arguments themselves are drawn in the reader's thread: a database cursor may stand behind them.

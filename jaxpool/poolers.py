@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def membership(batch: Batch) -> Array:
-    """float32 [R, T, M]: 1 where a token belongs to a sequence and is pooled (a sum over it runs on the matrix unit)."""
+    """float32 [R, T, M]: 1 where a token belongs to a sequence and is pooled. Sums over it run on the matrix unit."""
     places = jnp.arange(1, batch.lengths.shape[1] + 1, dtype=jnp.int32)
     own = batch.segments[..., None] == places
     return (own & (batch.positions[..., None] >= batch.skip[:, None, :])).astype(jnp.float32)

@@ -6,9 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxpool.runner import Stats
-
 UseTqdm = bool | Callable[..., Any]
+
+
+def _bar_class(use_tqdm: UseTqdm) -> Callable[..., Any]:
+    if callable(use_tqdm):
+        return use_tqdm
+    from tqdm.auto import tqdm
+
+    return tqdm
 
 
 class Progress:
@@ -17,23 +23,21 @@ class Progress:
     Args:
         use_tqdm: False for none, True for tqdm, or anything that is called as tqdm is.
         total: number of texts, where it is known.
-        stats: the engine's counters, for the tokens.
     """
 
-    def __init__(self, use_tqdm: UseTqdm, total: int | None, stats: Stats) -> None:
-        self._stats, self._tokens, self._start = stats, stats.tokens, time.perf_counter()
+    def __init__(self, use_tqdm: UseTqdm, total: int | None) -> None:
+        self._tokens, self._start = 0, time.perf_counter()
         self._bar: Any = None
         if use_tqdm:
-            if use_tqdm is True:
-                from tqdm.auto import tqdm as use_tqdm
-            self._bar = use_tqdm(total=total, desc="Processed prompts", unit="text", dynamic_ncols=True)
+            self._bar = _bar_class(use_tqdm)(total=total, desc="Processed prompts", unit="text", dynamic_ncols=True)
 
-    def update(self, texts: int) -> None:
-        """Counts texts that are done."""
+    def update(self, texts: int, tokens: int) -> None:
+        """Counts texts that are done, and the tokens computed for them."""
         if self._bar is None:
             return
+        self._tokens += tokens
         if hasattr(self._bar, "set_postfix_str"):
-            rate = (self._stats.tokens - self._tokens) / (time.perf_counter() - self._start + 1e-9)
+            rate = self._tokens / (time.perf_counter() - self._start + 1e-9)
             self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update(texts)
 

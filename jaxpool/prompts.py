@@ -24,9 +24,7 @@ def parse_prompts(prompts: Any) -> list[Parsed]:
     if isinstance(prompts, (str, Mapping)) or _is_ids(prompts):
         return [parse_prompt(prompts, "prompts")]
     if not isinstance(prompts, (list, tuple)):
-        raise ValueError(
-            f"prompts: expected a text, token ids, a dict or a list of these, got {_kind(prompts)}"
-        )
+        raise ValueError(f"prompts: expected a text, token ids, a dict or a list of these, got {_kind(prompts)}")
     if not prompts:
         raise ValueError("You must pass at least one prompt")
     return [parse_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
@@ -104,7 +102,5 @@ def _kind(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of " + (
-            ", ".join(sorted({type(v).__name__ for v in value})) or "nothing"
-        )
+        return f"a {type(value).__name__} of " + (", ".join(sorted({type(v).__name__ for v in value})) or "nothing")
     return f"{type(value).__name__} {value!r:.60}"

@@ -94,9 +94,7 @@ class Recipe:
             "prompts": ", ".join(f"{k}={v!r}" for k, v in prompts.items()) or "none",
             "default prompt": repr(self.default_prompt) if self.default_prompt else "none",
             "similarity": self.similarity,
-            "read from": f"{self.source} files"
-            if self.source != "defaults"
-            else "config.json; pooling by default",
+            "read from": f"{self.source} files" if self.source != "defaults" else "config.json; pooling by default",
         }
 
 
@@ -110,9 +108,7 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None) -> Rec
     backbone_dir = st.backbone_directory(directory)
     config_file = backbone_dir / "config.json"
     if not config_file.exists():
-        raise FileNotFoundError(
-            f"{directory} is no model directory: it has no {config_file.relative_to(directory)}"
-        )
+        raise FileNotFoundError(f"{directory} is no model directory: it has no {config_file.relative_to(directory)}")
     hf = read_json(config_file)
     if not isinstance(hf, dict):
         raise ValueError(f"{config_file} holds a {type(hf).__name__}, expected an object")

@@ -61,9 +61,7 @@ class Stats:
 class Replica:
     """One sub-mesh with its own copy of the parameters and its own executables."""
 
-    def __init__(
-        self, mesh: Mesh, params: Tree, program: Callable[[Tree, Inputs], jax.Array], stats: Stats
-    ) -> None:
+    def __init__(self, mesh: Mesh, params: Tree, program: Callable[[Tree, Inputs], jax.Array], stats: Stats) -> None:
         self.mesh = mesh
         self._params = params
         self._rows = rows_sharding(mesh)
@@ -139,18 +137,14 @@ class Runner:
         per_token: whether the program answers with a row a token instead of a row a sequence.
     """
 
-    def __init__(
-        self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, per_token: bool = False
-    ) -> None:
+    def __init__(self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, per_token: bool = False) -> None:
         self.replicas = replicas
         self.per_token = per_token
         self.ladder = ladder
         self.stats = stats
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(
-                target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True
-            )
+            threading.Thread(target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True)
             for i, replica in enumerate(replicas)
         ]
         for thread in self._threads:
@@ -172,9 +166,7 @@ class Runner:
             raise RuntimeError("this LLM is closed")
         inputs = fill(plan, sequences, skips)
         used = int(inputs.lengths.sum())
-        self.stats.add(
-            texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1
-        )
+        self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
         item = _Work(plan.shape, inputs, Future())
         self._work.put(item)
         return item.future

@@ -85,9 +85,7 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
             folders.append(entry["path"])
         elif kind != "Dropout":
             known = ["Transformer", "Pooling", "Dropout", *_MODULES]
-            raise ValueError(
-                f"{modules_file}: module type {entry['type']!r} is not supported (supported: {known})"
-            )
+            raise ValueError(f"{modules_file}: module type {entry['type']!r} is not supported (supported: {known})")
     if "pooling" not in fields:
         raise ValueError(f"{modules_file}: no Pooling module")
     return fields | {
@@ -101,9 +99,7 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
 def _modules(directory: Path) -> list[dict[str, Any]]:
     file = directory / "modules.json"
     modules = read_json(file)
-    if not isinstance(modules, list) or not all(
-        isinstance(m, dict) and {"type", "path"} <= set(m) for m in modules
-    ):
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= set(m) for m in modules):
         raise ValueError(f"{file}: expected a list of objects with `type` and `path`")
     if not modules:
         raise ValueError(f"{file}: no modules")
@@ -113,9 +109,7 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
 def _kind(entry: Mapping[str, Any], file: Path) -> str:
     package, _, kind = entry["type"].rpartition(".")
     if package.split(".")[0] != "sentence_transformers":
-        raise ValueError(
-            f"{file}: module type {entry['type']!r} is code of the checkpoint's own, which is never run"
-        )
+        raise ValueError(f"{file}: module type {entry['type']!r} is code of the checkpoint's own, which is never run")
     return kind
 
 
@@ -155,9 +149,7 @@ def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[st
             raise ValueError(f"{file}: `{name}` is {values[name]!r}, only {allowed[0]!r} is understood")
     text = (values.get("modality_config") or {}).get("text")
     if text is not None and text != {"method": "forward", "method_output_name": "last_hidden_state"}:
-        raise ValueError(
-            f"{file}: `modality_config` reads {text!r}, only the last hidden state is understood"
-        )
+        raise ValueError(f"{file}: `modality_config` reads {text!r}, only the last hidden state is understood")
     length = values.get("max_seq_length")
     if length is None:
         length = min((n for n in limits if n and n > 0), default=0)

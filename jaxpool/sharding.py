@@ -72,9 +72,7 @@ def replica_meshes(data_parallel_size: int | None, mesh: Mesh | None) -> list[Me
     devices = jax.local_devices()
     if data_parallel_size is not None:
         if not 1 <= data_parallel_size <= len(devices):
-            raise ValueError(
-                f"data_parallel_size is {data_parallel_size}, but there are {len(devices)} devices"
-            )
+            raise ValueError(f"data_parallel_size is {data_parallel_size}, but there are {len(devices)} devices")
         return [make_mesh(devices[:data_parallel_size])]
     if devices[0].platform == "cpu":
         return [make_mesh([device]) for device in devices[:streams]]
@@ -86,7 +84,7 @@ def _start_cpu_streams() -> int:
     """One CPU device a core, if JAX has not started and nobody chose a number; returns the streams to use."""
     if (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-        or jax.config.jax_num_cpu_devices > 0
+        or getattr(jax.config, "jax_num_cpu_devices", -1) > 0
     ):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -37,7 +37,7 @@ SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def similarity(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`SIMILARITIES[name]` of every row of `a` [n, D] (or [D]) with every row of `b` [m, D] (or [D]): float32 [n, m]."""
+    """Similarity of every row of `a` ([n, D] or [D]) with every row of `b` ([m, D] or [D]): float32 [n, m]."""
     a, b = np.atleast_2d(np.asarray(a, np.float32)), np.atleast_2d(np.asarray(b, np.float32))
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"similarity: the vectors differ in width: {a.shape[1]} and {b.shape[1]}")

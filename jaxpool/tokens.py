@@ -13,17 +13,20 @@ import numpy as np
 
 from jaxpool.converters.checkpoint import read_json
 
-# A text longer than this many characters a token is cut before tokenising (see `_tokenise_long`).
+# A text longer than this many characters a token is cut before tokenising (see `_encode_long`).
 _CHARS_PER_TOKEN = 16
-# Tokens next to a cut may differ from the whole text's; this many are thrown away, and far fewer are ever touched.
-_MARGIN = 64
+# Tokens next to a cut may differ from the whole text's, so this many are thrown away. A cut inside a word touches
+# that word only: what is [UNK] as a whole may be cut to a word of up to 100 pieces (WordPiece takes no longer one).
+_MARGIN = 128
 
-# tokenizer_config.json's settings that transformers applies over tokenizer.json's normaliser.
+# tokenizer_config.json's settings, each with its default, that transformers' tokenizers of BERT's kind put over
+# tokenizer.json's normaliser; the classes that say "as in tokenizer.json" do not.
 _BERT_NORMALIZER = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
+    "do_lower_case": ("lowercase", True),
+    "strip_accents": ("strip_accents", None),
+    "tokenize_chinese_chars": ("handle_chinese_chars", True),
 }
+_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,7 @@ class Tokenizer:
         short = [text for text in texts if len(text) <= threshold]
         whole = iter(self._backend.encode_batch_fast(short) if short else ())
         return [
-            self._cut(next(whole).ids, limit)
-            if len(text) <= threshold
-            else self._encode_long(text, limit, threshold)
+            self._cut(next(whole).ids, limit) if len(text) <= threshold else self._encode_long(text, limit, threshold)
             for text in texts
         ]
 
@@ -91,7 +92,7 @@ class Tokenizer:
         """Tokenises only as much of a huge text as is needed for the same first ids.
 
         The text is cut before a blank, where no pre-tokenizer joins what is on the two sides; a margin of
-        tokens in front of the cut is not trusted. Too few tokens: twice the text.
+        tokens in front of the cut is not trusted. Too few tokens: four times the text.
         """
         while chars < len(text):
             blank = text.rfind(" ", chars // 2, chars)
@@ -111,7 +112,7 @@ class Tokenizer:
         return Encoded(array, total)
 
     def prompt_length(self, prompt: str) -> int:
-        """Tokens of a prompt in front of a text, as sentence-transformers counts them: without a closing special token."""
+        """Tokens of a prompt, a closing special token left out, as sentence-transformers counts them."""
         ids = self._backend.encode(prompt).ids
         return len(ids) - (1 if ids and ids[-1] in self.special_ids else 0)
 
@@ -151,10 +152,9 @@ def _apply_tokenizer_config(backend: Any, file: Path) -> None:
     from tokenizers.normalizers import BertNormalizer
 
     config = read_json(file) if file.exists() else {}
-    if isinstance(backend.normalizer, BertNormalizer) and "Bert" in (config.get("tokenizer_class") or "Bert"):
-        for key, attribute in _BERT_NORMALIZER.items():
-            if config.get(key) is not None:
-                setattr(backend.normalizer, attribute, config[key])
+    if isinstance(backend.normalizer, BertNormalizer) and config.get("tokenizer_class") not in _AS_STORED:
+        for key, (attribute, default) in _BERT_NORMALIZER.items():
+            setattr(backend.normalizer, attribute, default if config.get(key) is None else config[key])
 
 
 def _prepend_lower_case(backend: Any) -> None:
@@ -172,9 +172,7 @@ def _from_transformers(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False).backend_tokenizer
     except Exception as error:  # transformers raises many kinds
-        raise ValueError(
-            f"{directory} holds no tokenizer that loads without its own code: {error}"
-        ) from error
+        raise ValueError(f"{directory} holds no tokenizer that loads without its own code: {error}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch
-from jaxpool.layers import ACTIVATIONS, dense, keep, layer_norm
+from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import HFConfig
@@ -21,25 +21,12 @@ from jaxpool.params import Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
 
-@dataclass(frozen=True)
-class Config:
-    """The sizes of a BERT. `pooler`: whether the tanh layer over the first token is declared too."""
+@dataclass(frozen=True, kw_only=True)
+class Config(post_norm.Config):
+    """The sizes of a BERT."""
 
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_size: int
-    activation: str
-    epsilon: float
     max_length: int
     token_types: int
-    pooler: bool = False
-
-    @property
-    def activation_bytes_per_token(self) -> int:
-        """The MLP's inner row beside the residual stream and q, k, v."""
-        return 4 * (2 * self.mlp_size + 6 * self.hidden_size)
 
 
 def config_from_hf(values: dict[str, Any]) -> Config:
@@ -47,20 +34,14 @@ def config_from_hf(values: dict[str, Any]) -> Config:
     hf = HFConfig(
         values,
         # Of the Chinese BERTs' first release: sizes of heads that no pooling model reads.
-        ignore=(
-            "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
-            "pooler_size_per_head pooler_type"
-        ).split(),
+        ignore="""
+            directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+            pooler_type
+        """.split(),
     )
     hf.only("position_embedding_type", "absolute")
     config = Config(
-        vocab_size=hf.need("vocab_size"),
-        hidden_size=hf.need("hidden_size"),
-        num_layers=hf.need("num_hidden_layers"),
-        num_heads=hf.need("num_attention_heads"),
-        mlp_size=hf.need("intermediate_size"),
-        activation=hf.one_of("hidden_act", ACTIVATIONS, "gelu"),
-        epsilon=hf.get("layer_norm_eps", 1e-12),
+        **post_norm.config_fields(hf),
         max_length=hf.get("max_position_embeddings", 512),
         token_types=hf.get("type_vocab_size", 2),
     )
@@ -94,9 +75,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = x + e["position"]["embedding"][batch.positions] + e["token_type"]["embedding"][0]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(
-        params["layers"], x, AttentionMask(batch.segments), config, capture=capture
-    )
+    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask(batch.segments), config, capture=capture)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)

@@ -75,7 +75,5 @@ class Family:
     def run(self, params: Tree, batch: Batch, config: Any, capture: tuple[str, ...] = ()) -> Output:
         """`forward`, after refusing names that it does not know to capture."""
         if unknown := set(capture) - set(self.captures):
-            raise ValueError(
-                f"capture: {sorted(unknown)} unknown to {self.name}; it offers {list(self.captures)}"
-            )
+            raise ValueError(f"capture: {sorted(unknown)} unknown to {self.name}; it offers {list(self.captures)}")
         return self.forward(params, batch, config, capture=capture)

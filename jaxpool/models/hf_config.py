@@ -9,11 +9,11 @@ from typing import Any
 _HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures auto_map
-    attention_probs_dropout_prob attention_dropout bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout
+    attention_dropout attention_probs_dropout_prob bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout
     cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label initializer_range
-    initializer_factor is_matryoshka label2id language layerdrop length_penalty mask_token_id matryoshka_dimensions
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label initializer_factor
+    initializer_range is_matryoshka label2id language layerdrop length_penalty mask_token_id matryoshka_dimensions
     max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
     output_attentions output_hidden_states output_past output_scores pad_token_id prefix problem_type
     remove_invalid_values repetition_penalty return_dict return_dict_in_generate
@@ -71,9 +71,7 @@ class HFConfig:
         self._read.add(name)
         value = self._values.get(name)
         if value is not None and value not in allowed:
-            self._problems.append(
-                f"`{name}` is {value!r}, and only {' or '.join(map(repr, allowed))} is understood"
-            )
+            self._problems.append(f"`{name}` is {value!r}, and only {' or '.join(map(repr, allowed))} is understood")
 
     def one_of(self, name: str, allowed: Collection[str], default: str) -> str:
         """A named choice from a table."""
@@ -87,18 +85,11 @@ class HFConfig:
         for name, allowed in _NEUTRAL.items():
             self.only(name, *allowed)
         for name, value in self._values.items():
-            if (
-                name not in self._read
-                and name not in _HARMLESS
-                and name not in self._ignore
-                and value is not None
-            ):
+            if name not in self._read and name not in _HARMLESS and name not in self._ignore and value is not None:
                 self._problems.append(f"`{name}` = {value!r} is not known to this family")
         if self._problems:
             kind = self._values.get("model_type", "?")
             raise ConfigError(
-                f"config.json (model_type {kind!r}): "
-                + "; ".join(self._problems)
-                + ". A model that may be silently "
-                "wrong does not load; if an attribute is known to be harmless, hf_overrides={'its_name': None} drops it."
+                f"config.json (model_type {kind!r}): " + "; ".join(self._problems) + ". A model that may be silently "
+                "wrong does not load; hf_overrides={'its_name': None} drops an attribute that you know to be harmless."
             )

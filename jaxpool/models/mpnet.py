@@ -17,58 +17,44 @@ import numpy as np
 
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch, positions_after_padding_id
-from jaxpool.layers import ACTIVATIONS, dense, keep, layer_norm
+from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
-from jaxpool.models.hf_config import HFConfig
+from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
 PADDING_ID = 1  # fixed in the original's embeddings, whatever config.json's pad_token_id says
 MAX_DISTANCE = 128
+BUCKETS = 32  # fixed as well: config.json's relative_attention_num_buckets sizes the table, of which the first 32 are read
 
 
-@dataclass(frozen=True)
-class Config:
-    """The sizes of an MPNet. `pooler`: whether the tanh layer over the first token is declared too."""
+@dataclass(frozen=True, kw_only=True)
+class Config(post_norm.Config):
+    """The sizes of an MPNet."""
 
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_size: int
-    activation: str
-    epsilon: float
     position_rows: int
-    relative_buckets: int
-    pooler: bool = False
+    bucket_rows: int
 
     @property
     def max_length(self) -> int:
         """Positions start behind the padding id."""
         return self.position_rows - PADDING_ID - 1
 
-    @property
-    def activation_bytes_per_token(self) -> int:
-        """The MLP's inner row beside the residual stream and q, k, v."""
-        return 4 * (2 * self.mlp_size + 6 * self.hidden_size)
-
 
 def config_from_hf(values: dict[str, Any]) -> Config:
     """Reads config.json (transformers' `MPNetConfig`)."""
     hf = HFConfig(values)
     config = Config(
-        vocab_size=hf.need("vocab_size"),
-        hidden_size=hf.need("hidden_size"),
-        num_layers=hf.need("num_hidden_layers"),
-        num_heads=hf.need("num_attention_heads"),
-        mlp_size=hf.need("intermediate_size"),
-        activation=hf.one_of("hidden_act", ACTIVATIONS, "gelu"),
-        epsilon=hf.get("layer_norm_eps", 1e-12),
+        **post_norm.config_fields(hf),
         position_rows=hf.get("max_position_embeddings", 512),
-        relative_buckets=hf.get("relative_attention_num_buckets", 32),
+        bucket_rows=hf.get("relative_attention_num_buckets", BUCKETS),
     )
     hf.finish()
+    if config.bucket_rows < BUCKETS:
+        raise ConfigError(
+            f"config.json: `relative_attention_num_buckets` is {config.bucket_rows}, and MPNet reads {BUCKETS} buckets"
+        )
     return config
 
 
@@ -81,7 +67,7 @@ def param_specs(config: Config) -> Tree:
             "position": embedding(config.position_rows, width),
             "norm": layer_norm_specs(width),
         },
-        "relative": {"embedding": ParamSpec((config.relative_buckets, config.num_heads), (None, "heads"))},
+        "relative": {"embedding": ParamSpec((config.bucket_rows, config.num_heads), (None, "heads"))},
         "layers": post_norm.block_specs(config),
     }
     if config.pooler:
@@ -89,20 +75,18 @@ def param_specs(config: Config) -> Tree:
     return specs
 
 
-def relative_buckets(length: int, buckets: int) -> np.ndarray:
+def relative_buckets(length: int) -> np.ndarray:
     """T5's bidirectional buckets, int32 [length, length] for (query, key): exact near by, logarithmic further off.
 
     Computed in float32, as the original does: the edges between buckets depend on it.
     """
     index = np.arange(length)
     behind = index[:, None] - index[None, :]
-    half = buckets // 2
+    half = BUCKETS // 2
     exact = half // 2
     distance = np.abs(behind)
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
-    far = exact + (ratio / np.float32(math.log(MAX_DISTANCE / exact)) * np.float32(half - exact)).astype(
-        np.int32
-    )
+    far = exact + (ratio / np.float32(math.log(MAX_DISTANCE / exact)) * np.float32(half - exact)).astype(np.int32)
     bucket = np.where(distance < exact, distance, np.minimum(far, half - 1))
     return (bucket + np.where(behind < 0, half, 0)).astype(np.int32)
 
@@ -116,7 +100,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32) + e["position"]["embedding"][positions]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     # Distances inside a segment are distances in the row, so one [N, T, S] bias serves every packed row.
-    buckets = relative_buckets(batch.ids.shape[1], config.relative_buckets)
+    buckets = relative_buckets(batch.ids.shape[1])
     bias = jnp.moveaxis(params["relative"]["embedding"][buckets], -1, 0)[None]
     captured = keep(capture, embeddings=x, bias=bias)
     mask = AttentionMask(batch.segments)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep, layer_norm
+from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.params import Tree, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -16,18 +18,52 @@ Array = jax.Array
 CAPTURES = ("attention", "layer")
 
 
-class BlockConfig(Protocol):
-    """The fields of a family's config that its blocks read."""
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The sizes that BERT and its kin share; a family adds its own.
 
+    Attributes:
+        pooler: whether the tanh layer over the first token is declared too.
+    """
+
+    vocab_size: int
     hidden_size: int
     num_layers: int
     num_heads: int
     mlp_size: int
     activation: str
     epsilon: float
+    pooler: bool = False
+
+    @property
+    def activation_bytes_per_token(self) -> int:
+        """The MLP's inner row beside the residual stream and q, k, v, in float32."""
+        return 4 * (2 * self.mlp_size + 6 * self.hidden_size)
 
 
-def block_specs(config: BlockConfig) -> Tree:
+def config_fields(hf: HFConfig) -> dict[str, Any]:
+    """The shared fields, read from config.json.
+
+    Raises:
+        ConfigError: the heads do not divide the width.
+    """
+    hidden_size, num_heads = hf.need("hidden_size"), hf.need("num_attention_heads")
+    if hidden_size % num_heads:
+        raise ConfigError(
+            f"config.json: `hidden_size` {hidden_size} is no multiple of `num_attention_heads` {num_heads}"
+        )
+    return {
+        "vocab_size": hf.need("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": hf.need("num_hidden_layers"),
+        "num_heads": num_heads,
+        "mlp_size": hf.need("intermediate_size"),
+        "activation": hf.one_of("hidden_act", ACTIVATIONS, "gelu"),
+        "epsilon": hf.get("layer_norm_eps", 1e-12),
+    }
+
+
+def block_specs(config: Config) -> Tree:
     """The stacked layers' parameters; q, k and v kernels are [L, D, N, H], the output's [L, N, H, D]."""
     width = {"embed": config.hidden_size}
     heads = {"heads": config.num_heads, "head_dim": config.hidden_size // config.num_heads}
@@ -53,7 +89,7 @@ def blocks(
     layers: Tree,
     x: Array,
     mask: AttentionMask,
-    config: BlockConfig,
+    config: Config,
     *,
     bias: Array | None = None,
     capture: tuple[str, ...] = (),

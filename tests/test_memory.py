@@ -1,0 +1,44 @@
+"""The token budget by platform and free memory, and the memory plan."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from jaxpool import memory
+from jaxpool.batching import make_ladder
+from jaxpool.hub import MINILM, resolve
+from jaxpool.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return read_recipe(resolve(MINILM))
+
+
+@dataclass
+class Device:
+    platform: str
+    limit: int | None = None
+    used: int = 0
+
+    def memory_stats(self):
+        return None if self.limit is None else {"bytes_limit": self.limit, "bytes_in_use": self.used}
+
+
+def test_the_budget_follows_the_free_memory(recipe):
+    assert memory.token_budget(recipe, "float32", Device("cpu")) == memory.CPU_BUDGET
+    assert memory.token_budget(recipe, "bfloat16", Device("tpu")) == memory.CHIP_BUDGET
+    assert memory.token_budget(recipe, "bfloat16", Device("tpu", 16 * 2**30)) == memory.CHIP_BUDGET
+    tight = memory.token_budget(recipe, "bfloat16", Device("gpu", 600 * 2**20, 200 * 2**20))
+    assert recipe.max_length <= tight < memory.CHIP_BUDGET
+    assert memory.token_budget(recipe, "bfloat16", Device("gpu", 2**20)) <= recipe.max_length
+
+
+def test_the_plan_counts_what_the_checkpoint_holds(recipe):
+    ladder = make_ladder(recipe.max_length, 512)
+    plan = memory.memory_plan(recipe, "float32", ladder)
+    # all-MiniLM-L6-v2 has 22,713,216 parameters with the pooler (384 · 384 + 384) that no embedding needs.
+    assert plan.parameters == 22_713_216 - 384 * 384 - 384
+    assert plan.weights == 4 * plan.parameters
+    assert memory.memory_plan(recipe, "bfloat16", ladder).weights == 2 * plan.parameters
+    assert plan.total == plan.weights + plan.activations > plan.weights

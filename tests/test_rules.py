@@ -1,0 +1,125 @@
+"""The rule engine: every problem in one error, transforms on slices, and back again."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxpool.converters.rules import CheckpointError, Rule, Table, Transform, bind, layer_norm, linear, skip, to_checkpoint
+from jaxpool.params import ParamSpec, flatten
+
+SPECS = {
+    "word": {"embedding": ParamSpec((5, 4), ("vocab", "embed"))},
+    "layers": {"query": {"kernel": ParamSpec((3, 4, 2, 2), ("layers", "embed", "heads", "head_dim"))}},
+    "norm": {"scale": ParamSpec((4,), ("embed",)), "bias": ParamSpec((4,), ("embed",))},
+}
+TABLE = Table(
+    rules=(
+        Rule("word.weight", "word/embedding"),
+        Rule("layer.{layer}.query.weight", "layers/query/kernel", Transform("(n h) d -> d n h")),
+        *layer_norm("LayerNorm", "norm"),
+        *linear("pooler", "pooler", optional=True),
+        skip("head.*"),
+    ),
+    prefixes=("model.",),
+    renames=((".gamma", ".weight"),),
+)
+SHAPES = {
+    "word.weight": (5, 4),
+    **{f"layer.{i}.query.weight": (4, 4) for i in range(3)},
+    "LayerNorm.weight": (4,),
+    "LayerNorm.bias": (4,),
+}
+
+
+def problems(shapes):
+    with pytest.raises(CheckpointError) as error:
+        bind(shapes, TABLE, SPECS)
+    return str(error.value)
+
+
+def test_a_fitting_checkpoint_binds():
+    binding = bind(SHAPES, TABLE, SPECS)
+    assert set(binding) == set(flatten(SPECS))
+    assert binding["layers/query/kernel"].keys == tuple(f"layer.{i}.query.weight" for i in range(3))
+
+
+def test_prefixes_old_names_skips_and_optional_parts():
+    shapes = {f"model.{k.replace('LayerNorm.weight', 'LayerNorm.gamma')}": v for k, v in SHAPES.items()}
+    shapes |= {"head.anything.weight": (7,), "pooler.weight": (4, 4), "pooler.bias": (4,)}
+    assert bind(shapes, TABLE, SPECS)["norm/scale"].keys == ("model.LayerNorm.gamma",)
+
+
+def test_all_problems_come_in_one_error():
+    shapes = dict(SHAPES)
+    del shapes["layer.1.query.weight"], shapes["LayerNorm.bias"]
+    shapes["word.weight"] = (4, 5)
+    shapes["model.LayerNorm.weight"] = (4,)
+    shapes["stranger"] = (1,)
+    shapes["layer.3.query.weight"] = (4, 4)
+    text = problems(shapes)
+    assert "6 problems" in text
+    assert "missing key 'layer.1.query.weight'" in text
+    assert "missing key 'LayerNorm.bias'" in text
+    assert "'word.weight' has shape [4, 5], expected [5, 4]" in text
+    assert "doubled: 'LayerNorm.weight' and 'model.LayerNorm.weight'" in text
+    assert "unexpected key 'stranger'" in text
+    assert "unexpected key 'layer.3.query.weight': the config has 3 layers" in text
+
+
+def test_a_leaf_without_a_rule_is_the_tables_fault():
+    with pytest.raises(CheckpointError, match="no rule fills 'extra'"):
+        bind(SHAPES, TABLE, {**SPECS, "extra": ParamSpec((1,), (None,))})
+
+
+def test_an_ambiguous_table_is_refused():
+    table = Table((*TABLE.rules, Rule("word.*", None)))
+    with pytest.raises(CheckpointError, match="matches several rules"):
+        bind(SHAPES, table, SPECS)
+
+
+def tensors(seed=0):
+    rng = np.random.default_rng(seed)
+    return {key: rng.standard_normal(shape, np.float32) for key, shape in SHAPES.items()}
+
+
+def test_reading_and_writing_are_inverse():
+    source = tensors()
+    binding = bind(SHAPES, TABLE, SPECS)
+    flat = {path: leaf.read(lambda key, index: source[key][index]) for path, leaf in binding.items()}
+    assert flat["layers/query/kernel"][1, 2, 1, 0] == source["layer.1.query.weight"][2, 2]
+    back = dict(to_checkpoint(flat, TABLE))
+    assert set(back) == set(source)
+    for key in source:
+        np.testing.assert_array_equal(back[key], source[key])
+
+
+PATTERNS = {"f d -> d f": (4, 6), "(n h) d -> d n h": (5, 2, 3), "d (n h) -> n h d": (2, 3, 5), "(k g h) -> g k h": (2, 3, 4)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(PATTERNS)), st.data())
+def test_a_slice_of_the_leaf_equals_the_leaf_sliced(pattern, data):
+    shape, transform = PATTERNS[pattern], Transform(pattern)
+    source = np.arange(np.prod(shape)).reshape(transform.source_shape(shape))
+    fetched = []
+
+    def fetch(index):
+        fetched.append(source[index].size)
+        return source[index]
+
+    whole = transform.read(fetch, shape)
+    np.testing.assert_array_equal(transform.invert(whole), source)
+    index = tuple(
+        slice(start, data.draw(st.integers(start, size))) for size in shape for start in [data.draw(st.integers(0, size))]
+    )
+    np.testing.assert_array_equal(transform.read(fetch, shape, index), whole[index])
+
+
+def test_only_the_rows_of_a_shard_are_read():
+    sizes = []
+    source = np.zeros((8, 6))
+    Transform("(n h) d -> d n h").read(
+        lambda i: sizes.append(source[i].shape) or source[i], (6, 4, 2), (slice(0, 3), slice(1, 3), slice(None))
+    )
+    assert sizes == [(4, 3)]

@@ -1,0 +1,108 @@
+"""The house: who may import whom, what importing costs, and that torch is never there."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxpool
+
+PACKAGE = Path(jaxpool.__file__).parent
+CONVERTERS = Path(sys.modules.get("jaxpool.converters", __import__("jaxpool.converters").converters).__file__).parent
+
+# From the face down; a module imports only from lines below its own. Leaves stand in the last lines.
+STREET = [
+    {"__main__"},
+    {"cli"},
+    {"llm"},
+    {"texts", "pooler_config", "memory"},
+    {"pipeline", "loading"},
+    {"runner", "tasks"},
+    {"sharding"},
+    {"recipe"},
+    {"sentence_transformers", "tokens"},
+    {"models", "heads", "poolers"},
+    {"models.bert", "models.mpnet"},
+    {"models.post_norm"},
+    {"models.family", "models.hf_config", "attention"},
+    {"layers", "batch", "converters.export"},
+    {"converters.checkpoint"},
+    {"converters.torch_bin"},
+    {"converters.bert", "converters.mpnet", "converters.head"},
+    {"converters.rules"},
+    {"params", "converters", "batching", "outputs", "prompts", "progress", "similarity", "compile_cache", "hub"},
+    {"log"},
+]
+FLOOR = {name: depth for depth, names in enumerate(STREET) for name in names}
+
+
+def modules():
+    for root, prefix in ((PACKAGE, ""), (CONVERTERS, "converters.")):
+        for path in root.rglob("*.py"):
+            name = prefix + ".".join(path.relative_to(root).with_suffix("").parts)
+            yield name.removesuffix(".__init__").removesuffix("__init__").removesuffix("."), path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxpool":
+            base = node.module.removeprefix("jaxpool").removeprefix(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".removeprefix(".")
+                yield full if full in FLOOR else base
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert alias.name.split(".")[0] != "torch", f"{path} imports torch"
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for name, path in modules():
+        if name == "":
+            continue  # jaxpool/__init__.py only names the others
+        assert name in FLOOR, f"{name}: give it a line in STREET"
+        for target in imports(path):
+            if target and target != name and FLOOR[target] <= FLOOR[name] and not target.startswith(f"{name}."):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def test_families_have_twins():
+    families = {p.stem for p in (PACKAGE / "models").glob("*.py")} - {"__init__", "family", "hf_config", "post_norm"}
+    for family in families:
+        assert (CONVERTERS / f"{family}.py").exists()
+
+
+def run(code, **env):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_importing_is_light():
+    code = """
+import sys, jaxpool
+heavy = {'jax', 'numpy', 'transformers', 'tokenizers', 'flax', 'torch', 'huggingface_hub'} & set(sys.modules)
+assert not heavy, heavy
+assert jaxpool.__version__ and set(dir(jaxpool)) >= {'LLM', 'load_params', 'PoolerConfig'}
+"""
+    run(code)
+
+
+def test_embedding_is_quiet_and_without_torch_or_transformers():
+    code = """
+import sys
+from jaxpool import LLM
+with LLM('sentence-transformers/all-MiniLM-L6-v2', task='embed') as llm:
+    (out,) = llm.embed('Hello, my name is', use_tqdm=False)
+assert len(out.outputs.embedding) == 384
+assert 'torch' not in sys.modules
+assert 'transformers' not in sys.modules
+"""
+    done = run(code, HF_HUB_OFFLINE="1")
+    assert done.stdout == ""
+    assert done.stderr == ""
