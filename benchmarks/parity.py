@@ -23,7 +23,10 @@ def rows(model: str, reference: np.ndarray, texts: list[str]) -> Iterator[tuple[
     """(what, value) lines for the table."""
     with LLM(model) as llm:
         together = llm.embed_array(texts)
-        yield f"fp32 against sentence-transformers, {len(texts)} texts, max |Δ|", f"{np.abs(together - reference).max():.1e}"
+        yield (
+            f"fp32 against sentence-transformers, {len(texts)} texts, max |Δ|",
+            f"{np.abs(together - reference).max():.1e}",
+        )
         sample = list(range(0, len(texts), 10))
         alone = np.concatenate([llm.embed_array([texts[i]]) for i in sample])
         moved = np.abs(alone - together[sample]).max() / np.abs(together).max()
@@ -60,5 +63,8 @@ def recompilation(model: str, count: int = 10_000) -> Iterator[tuple[str, str]]:
         for _ in llm.embed_stream(random_lengths(count)):
             pass
         yield "programs compiled at warm-up", str(compiled)
-        yield f"programs compiled over {count:,} texts of random lengths after it", str(llm.stats.compilations - compiled)
+        yield (
+            f"programs compiled over {count:,} texts of random lengths after it",
+            str(llm.stats.compilations - compiled),
+        )
         yield "padding over them", f"{llm.stats.padding_share:.1%}"

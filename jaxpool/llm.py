@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -127,7 +127,8 @@ class LLM:
         self.stats = Stats()
         self._runner = self._start(meshes)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
-        self._request_ids = itertools.count()
+        self._requests = 0
+        self._lock = threading.Lock()
 
     def _start(self, meshes: list[jax.sharding.Mesh]) -> Runner:
         program = embed_program(self.recipe)
@@ -228,6 +229,8 @@ class LLM:
             ValueError: as `embed_array`, when the text in question is reached.
         """
         self._one_vector("embed_stream")
+        if isinstance(texts, (str, bytes, Mapping)):
+            raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
         reading = self._reading(self._prompt(prompt_name, prompt), -1)
         parsed = (parse_prompt(text, f"texts[{i}]") for i, text in enumerate(texts))
         return self._in_order(parsed, reading, use_tqdm)
@@ -309,10 +312,9 @@ class LLM:
             raise ValueError(f"{method}: this instance keeps every token's vector (pooling ALL); use encode")
 
     def _reserve(self, count: int) -> int:
-        first = next(self._request_ids)
-        for _ in range(count - 1):
-            next(self._request_ids)
-        return first
+        with self._lock:
+            self._requests += count
+            return self._requests - count
 
     def _run(
         self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm, total: int | None

@@ -23,6 +23,8 @@ def parse_prompts(prompts: Any) -> list[Parsed]:
     """
     if isinstance(prompts, (str, Mapping)) or _is_ids(prompts):
         return [parse_prompt(prompts, "prompts")]
+    if isinstance(prompts, np.ndarray) and prompts.ndim == 1 and prompts.dtype.kind in "UO":
+        prompts = prompts.tolist()
     if not isinstance(prompts, (list, tuple)):
         raise ValueError(f"prompts: expected a text, token ids, a dict or a list of these, got {_kind(prompts)}")
     if not prompts:

@@ -106,6 +106,12 @@ def test_a_stream_names_the_bad_text(llm):
     assert llm.embed_array(["the fox"]).shape == (1, 32)
 
 
+@pytest.mark.parametrize("texts", ["one text", b"bytes", {"prompt": "x"}])
+def test_a_stream_of_letters_is_a_mistake(llm, texts):
+    with pytest.raises(ValueError, match="expected an iterable of texts"):
+        llm.embed_stream(texts)
+
+
 def test_prompts_by_name(llm):
     with pytest.raises(ValueError, match="prompt_name is 'nope'"):
         llm.embed_array(["the fox"], prompt_name="nope")
@@ -167,7 +173,11 @@ BROKEN = {
         "1_Pooling.config.json is not valid JSON",
     ),
     "broken tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), ValueError, "tokenizer.json"),
-    "binary config": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), ValueError, "config.json is not valid"),
+    "binary config": (
+        lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"),
+        ValueError,
+        "config.json is not valid",
+    ),
 }
 
 

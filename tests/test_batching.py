@@ -98,5 +98,3 @@ def test_the_planner_is_quick():
     lengths = np.random.default_rng(2).integers(3, 512, 20_000).tolist()
     plans, _ = plan(lengths, make_ladder(512, 16_384))
     check(plans, lengths, make_ladder(512, 16_384))
-
-

@@ -112,6 +112,11 @@ def test_prompt_forms_agree(llm):
     assert len(llm.embed(forms, use_tqdm=False)) == len(forms)
 
 
+def test_numpy_texts(llm):
+    sample = ["the fox", "a dog"]
+    np.testing.assert_array_equal(llm.embed_array(np.array(sample)), llm.embed_array(tuple(sample)))
+
+
 def test_a_stream_is_drawn_as_it_is_read(llm):
     drawn = 0
 
@@ -303,5 +308,14 @@ def test_progress_can_be_replaced(llm):
 
 def test_repr_shows_the_recipe(llm):
     text = repr(llm)
-    for part in ("BertModel", "pooling", "normalised", "max length", "prompts", "dtype: float32", "cpu:0", "parameters"):
+    for part in (
+        "BertModel",
+        "pooling",
+        "normalised",
+        "max length",
+        "prompts",
+        "dtype: float32",
+        "cpu:0",
+        "parameters",
+    ):
         assert part in text

@@ -108,7 +108,12 @@ def test_downloading_asks_for_the_right_files(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert hub.resolve("org/name", revision="v2", token="secret") == tmp_path
-    assert (asked["name"], asked["revision"], asked["token"], asked["api token"]) == ("org/name", "v2", "secret", "secret")
+    assert (asked["name"], asked["revision"], asked["token"], asked["api token"]) == (
+        "org/name",
+        "v2",
+        "secret",
+        "secret",
+    )
     assert "pytorch_model*.bin" in asked["ignore_patterns"]
     assert "*.bin" not in asked["ignore_patterns"]
 

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpool.converters.rules import CheckpointError, Rule, Table, Transform, bind, layer_norm, linear, skip, to_checkpoint
+from jaxpool.converters.rules import (
+    CheckpointError,
+    Rule,
+    Table,
+    Transform,
+    bind,
+    layer_norm,
+    linear,
+    skip,
+    to_checkpoint,
+)
 from jaxpool.params import ParamSpec, flatten
 
 SPECS = {
@@ -94,7 +104,12 @@ def test_reading_and_writing_are_inverse():
         np.testing.assert_array_equal(back[key], source[key])
 
 
-PATTERNS = {"f d -> d f": (4, 6), "(n h) d -> d n h": (5, 2, 3), "d (n h) -> n h d": (2, 3, 5), "(k g h) -> g k h": (2, 3, 4)}
+PATTERNS = {
+    "f d -> d f": (4, 6),
+    "(n h) d -> d n h": (5, 2, 3),
+    "d (n h) -> n h d": (2, 3, 5),
+    "(k g h) -> g k h": (2, 3, 4),
+}
 
 
 @settings(max_examples=100, deadline=None)
@@ -111,7 +126,9 @@ def test_a_slice_of_the_leaf_equals_the_leaf_sliced(pattern, data):
     whole = transform.read(fetch, shape)
     np.testing.assert_array_equal(transform.invert(whole), source)
     index = tuple(
-        slice(start, data.draw(st.integers(start, size))) for size in shape for start in [data.draw(st.integers(0, size))]
+        slice(start, data.draw(st.integers(start, size)))
+        for size in shape
+        for start in [data.draw(st.integers(0, size))]
     )
     np.testing.assert_array_equal(transform.read(fetch, shape, index), whole[index])
 

@@ -14,9 +14,10 @@ CONVERTERS = Path(sys.modules.get("jaxpool.converters", __import__("jaxpool.conv
 STREET = [
     {"__main__"},
     {"cli"},
+    {"corpus.job", "inspection", "convert"},
     {"llm"},
-    {"texts", "pooler_config", "memory"},
-    {"pipeline", "loading"},
+    {"corpus.writing", "pooler_config", "memory"},
+    {"pipeline", "loading", "corpus.reading"},
     {"runner", "tasks"},
     {"sharding"},
     {"recipe"},
@@ -31,6 +32,7 @@ STREET = [
     {"converters.bert", "converters.mpnet", "converters.head"},
     {"converters.rules"},
     {"params", "converters", "batching", "outputs", "prompts", "progress", "similarity", "compile_cache", "hub"},
+    {"corpus", "corpus.arrow", "whole"},
     {"log"},
 ]
 FLOOR = {name: depth for depth, names in enumerate(STREET) for name in names}

@@ -26,7 +26,9 @@ from jaxpool.params import layer_norm as layer_norm_specs
 
 PADDING_ID = 1  # fixed in the original's embeddings, whatever config.json's pad_token_id says
 MAX_DISTANCE = 128
-BUCKETS = 32  # fixed as well: config.json's relative_attention_num_buckets sizes the table, of which the first 32 are read
+BUCKETS = (
+    32  # fixed as well: config.json's relative_attention_num_buckets sizes the table, of which the first 32 are read
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,188 @@
+"""The command line: `jaxpool embed`, `jaxpool info`, `jaxpool convert`.
+
+What a command needs is imported inside it, so that `--version` and `-h` do not wait for JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxpool.log import logger, set_level
+
+# What a user's arguments and files can cause. Anything else is a bug, and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+OK, FAILED, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments; None for the process's own.
+
+    Returns:
+        The exit status: 0, 2 for an error that the user can put right, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: from argparse, for `-h`, `--version` and arguments that it does not understand (status 2).
+    """
+    args = make_parser().parse_args(argv)
+    set_level(args.log_level)
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        logger.debug("where the error came from:", exc_info=True)
+        print(f"jaxpool: error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from jaxpool.corpus.job import prepare
+
+    job = prepare(args.input, args.output, args.column)
+
+    from jaxpool.llm import LLM
+
+    with LLM(
+        args.model,
+        revision=args.revision,
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        deterministic=args.deterministic,
+        compile_cache=args.compile_cache,
+    ) as llm:
+        print(job.run(llm, prompt_name=args.prompt_name, prompt=args.prompt, progress=args.progress))
+    return OK
+
+
+def _info(args: argparse.Namespace) -> int:
+    import json
+
+    from jaxpool import hub
+    from jaxpool.inspection import inspect
+
+    found = inspect(hub.resolve(args.model, args.revision), args.dtype)
+    print(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if args.json else found.as_text())
+    return OK if found.problem is None else FAILED
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from jaxpool import hub
+    from jaxpool.convert import to_flax, to_hf
+
+    recipe = (to_hf if args.to_hf else to_flax)(hub.resolve(args.model, args.revision), args.output)
+    print(f"{recipe.architecture} with {'PyTorch' if args.to_hf else 'Flax'} names -> {args.output}")
+    return OK
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of all commands; each sets `command` to the function that runs it."""
+    parser = argparse.ArgumentParser(prog="jaxpool", description="Embedding models in JAX.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _add_log_level(parser, "warning")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for name, (summary, run, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(command=run)
+        command.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hugging Face hub")
+        command.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
+        arguments(command)
+        # After the command too; SUPPRESS, or the default here would overwrite what came before the command.
+        _add_log_level(command, argparse.SUPPRESS)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"jaxpool {version('jaxpool')}")
+        parser.exit()
+
+
+def _add_log_level(parser: argparse.ArgumentParser, default: str) -> None:
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument(
+        "--log-level", choices=levels, default=default, help="what to report on stderr (default: warning)"
+    )
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, or auto (the default): float32 on CPU, else bfloat16"
+    )
+
+
+def _embed_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="a .txt file (each line is a text), .jsonl (each line is an object) or .parquet",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        required=True,
+        help="a .npy file (float32 [n, D]) or .parquet (the input's columns and `embedding`); replaced when whole",
+    )
+    parser.add_argument(
+        "--column", metavar="NAME", default="text", help="where the texts are in .jsonl and .parquet (default: text)"
+    )
+    _add_dtype(parser)
+    parser.add_argument("--max-model-len", metavar="N", type=int, help="cut texts at so many tokens")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt-name", metavar="NAME", help="which of the model's prompts to put before each text")
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to put before each text, instead")
+    parser.add_argument(
+        "--max-num-batched-tokens",
+        metavar="N",
+        type=int,
+        help="tokens of a batch, padding included",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="a text has the same vector, to the bit, whatever the other texts",
+    )
+    parser.add_argument(
+        "--compile-cache",
+        metavar="DIR",
+        nargs="?",
+        const=True,
+        default=False,
+        help="keep compiled programs for the next run, in DIR or in ~/.cache/jaxpool",
+    )
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+
+
+def _info_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_dtype(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="a directory that is empty or not there"
+    )
+    parser.add_argument("--to-hf", action="store_true", help="write PyTorch names, from a converted model or any other")
+
+
+Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None]]
+
+# Name -> what it does in a line, what runs it, what adds its arguments.
+COMMANDS: dict[str, Command] = {
+    "embed": ("embed a file of texts", _embed, _embed_arguments),
+    "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
+    "convert": ("write a model with its weights as a Flax param tree, or back", _convert, _convert_arguments),
+}

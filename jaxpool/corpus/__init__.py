@@ -1,0 +1,1 @@
+"""Files of texts in, files of embeddings out, in bounded memory."""

@@ -1,0 +1,19 @@
+"""The real model against sentence-transformers on 1,000 texts: one token to far beyond the limit, many scripts."""
+
+import numpy as np
+import pytest
+
+from benchmarks.parity import reference, thousand
+from jaxpool import LLM
+from jaxpool.hub import MINILM, resolve
+
+pytestmark = pytest.mark.torch
+
+
+def test_a_thousand_texts():
+    texts = thousand()
+    assert len(texts) == 1000
+    with LLM(MINILM) as llm:
+        vectors = llm.embed_array(texts)
+        assert llm.stats.truncated > 50
+    assert np.abs(vectors - reference(str(resolve(MINILM)), texts)).max() <= 1e-5
