@@ -98,12 +98,14 @@ class Rule:
             None for a tensor that is known and left out.
         transform: see `Transform`.
         optional: the target may be absent from the declaration; then the tensor is left out.
+        first: the number of the layer that is stacked first; earlier ones have rules of their own.
     """
 
     source: str
     target: str | None
     transform: Transform = Transform()
     optional: bool = False
+    first: int = 0
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -111,9 +113,15 @@ class Rule:
         escaped = re.escape(self.source).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\*", ".*")
         return re.compile(escaped)
 
-    def key(self, layer: int | None) -> str:
-        """The checkpoint's key for a layer."""
-        return self.source.format(layer=layer)
+    def match(self, key: str) -> re.Match[str] | None:
+        """Whether this rule answers for a (canonical) key."""
+        match = self.pattern.fullmatch(key)
+        early = match is not None and "layer" in match.re.groupindex and int(match["layer"]) < self.first
+        return None if early else match
+
+    def key(self, place: int | None) -> str:
+        """The checkpoint's key for a place in the stack."""
+        return self.source.format(layer=place if place is None else place + self.first)
 
 
 def skip(source: str) -> Rule:
@@ -209,7 +217,7 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
     found: dict[tuple[str, int | None], tuple[str, Rule]] = {}
     problems: list[str] = []
     for key, shape in shapes.items():
-        matches = [(rule, m) for rule in table.rules if (m := rule.pattern.fullmatch(table.canonical(key)))]
+        matches = [(rule, m) for rule in table.rules if (m := rule.match(table.canonical(key)))]
         if len(matches) != 1:
             several = ", ".join(rule.source for rule, _ in matches)
             problems.append(f"{key!r} matches several rules: {several}" if several else f"unexpected key {key!r}")
@@ -220,7 +228,7 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
         if rule.target not in declared:
             problems.append(f"{key!r} belongs to {rule.target!r}, which this model does not declare")
             continue
-        layer = int(match["layer"]) if "layer" in match.re.groupindex else None
+        layer = int(match["layer"]) - rule.first if "layer" in match.re.groupindex else None
         place = (rule.target, layer)
         if place in found:
             problems.append(f"doubled: {found[place][0]!r} and {key!r} both fill {rule.target!r}")

@@ -6,7 +6,7 @@ float32 means float32 on every backend (`Precision.HIGHEST`), norms and activati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,21 +78,48 @@ def keep(capture: tuple[str, ...], **values: Array) -> dict[str, Array]:
     return {name: value for name, value in values.items() if name in capture}
 
 
-def apply_layers(
-    layer: Callable[[Array, Tree], tuple[Array, dict[str, Array]]], layers: Tree, x: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Runs `layer(x, params) -> (x, captured)` over all layers.
+def rms_norm(params: Tree, x: Array, epsilon: float, offset: float = 0.0) -> Array:
+    """RMSNorm over the last axis in float32; Gemma's scales by (`offset` = 1) + scale."""
+    x = x.astype(jnp.float32)
+    normed = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    return normed * (params["scale"].astype(jnp.float32) + offset)
+
+
+Layer = Callable[[Array, Tree], tuple[Array, dict[str, Array]]]
+
+
+def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Array, dict[str, Array]]:
+    """Runs a stack of layers, `layer(x, params) -> (x, captured)`.
 
     Args:
-        layers: stacked leaves [L, …] (run by `lax.scan`, compiled once), or a dict of "0" … "L-1".
+        pattern: what layers 0, 1, … compute, repeating: one function for a uniform stack, several where kinds of
+            layer alternate (local and global attention). `lax.scan` runs over whole repeats, the rest one by one.
+        layers: stacked leaves [L, …], or a dict of "0" … "L-1".
 
     Returns:
         The last x, and each captured value stacked [L, …].
     """
-    if "0" not in layers:
-        return jax.lax.scan(layer, x, layers)
+    if "0" in layers:
+        return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x)
+    depth, period = jax.tree.leaves(layers)[0].shape[0], len(pattern)
+    repeats = depth // period
+    whole = jax.tree.map(lambda leaf: leaf[: repeats * period].reshape(repeats, period, *leaf.shape[1:]), layers)
+
+    def group(x: Array, params: Tree) -> tuple[Array, dict[str, Array]]:
+        return _in_turn(pattern, [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(period)], x)
+
+    x, captured = jax.lax.scan(group, x, whole)
+    captured = jax.tree.map(lambda leaf: leaf.reshape(repeats * period, *leaf.shape[2:]), captured)
+    if depth == repeats * period:
+        return x, captured
+    rest = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(repeats * period, depth)]
+    x, last = _in_turn(pattern, rest, x)
+    return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), captured, last)
+
+
+def _in_turn(pattern: Sequence[Layer], layers: Sequence[Tree], x: Array) -> tuple[Array, dict[str, Array]]:
     captured = []
-    for index in range(len(layers)):
-        x, values = layer(x, layers[str(index)])
+    for i, params in enumerate(layers):
+        x, values = pattern[i % len(pattern)](x, params)
         captured.append(values)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *captured)

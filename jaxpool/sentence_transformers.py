@@ -34,6 +34,8 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Every model of sentence-transformers has prompts of these names.
+_DEFAULT_PROMPTS = {"query": "", "document": ""}
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -75,7 +77,8 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
         if kind == "Pooling":
             if "pooling" in fields:
                 raise ValueError(f"{modules_file}: two Pooling modules")
-            fields |= _read_pooling(file, hidden_size)
+            width = next((m.outputs for m in reversed(token_modules) if isinstance(m, Dense)), hidden_size)
+            fields |= _read_pooling(file, width)
         elif kind in _MODULES:
             module, on_tokens = _MODULES[kind](file)
             if on_tokens == ("pooling" in fields):
@@ -103,7 +106,7 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{file}: expected a list of objects with `type` and `path`")
     if not modules:
         raise ValueError(f"{file}: no modules")
-    return sorted(modules, key=lambda m: m.get("idx", 0))
+    return modules  # in the order of the list, as sentence-transformers does; nobody reads `idx`
 
 
 def _kind(entry: Mapping[str, Any], file: Path) -> str:
@@ -159,14 +162,14 @@ def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[st
 def _read_model_config(directory: Path) -> dict[str, Any]:
     file = directory / "config_sentence_transformers.json"
     if not file.exists():
-        return {}
+        return {"prompts": _DEFAULT_PROMPTS}
     known = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "model_type", "truncate_dim",
              "requirements")  # fmt: skip
     values = _read_object(file, known)
     kind = values.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise ValueError(f"{file}: `model_type` is {kind!r}, only 'SentenceTransformer' is supported")
-    prompts = values.get("prompts") or {}
+    prompts = {**_DEFAULT_PROMPTS, **{name: text or "" for name, text in (values.get("prompts") or {}).items()}}
     default = values.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise ValueError(
@@ -183,7 +186,7 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
     }
 
 
-def _read_pooling(file: Path, hidden_size: int) -> dict[str, Any]:
+def _read_pooling(file: Path, token_width: int) -> dict[str, Any]:
     values = _read_object(
         file,
         (
@@ -195,8 +198,8 @@ def _read_pooling(file: Path, hidden_size: int) -> dict[str, Any]:
         ),
     )
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
-    if width is not None and width != hidden_size:
-        raise ValueError(f"{file}: pools vectors of {width}, but the model's have {hidden_size}")
+    if width is not None and width != token_width:
+        raise ValueError(f"{file}: pools vectors of {width}, but the model's have {token_width}")
     mode = values.get("pooling_mode")
     if mode is None:
         modes = tuple(name for flag, name in _POOLING_FLAGS.items() if values.get(flag)) or ("mean",)

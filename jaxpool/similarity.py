@@ -20,8 +20,9 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)  # the squares of near vectors cancel
     squared = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * a @ b.T
-    return -np.sqrt(np.maximum(squared, 0))
+    return -np.sqrt(np.maximum(squared, 0)).astype(np.float32)
 
 
 def _manhattan(a: np.ndarray, b: np.ndarray) -> np.ndarray:

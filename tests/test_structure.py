@@ -25,7 +25,7 @@ STREET = [
     {"models", "heads", "poolers"},
     {"models.bert", "models.mpnet"},
     {"models.post_norm"},
-    {"models.family", "models.hf_config", "attention"},
+    {"models.family", "models.hf_config", "attention", "rotary"},
     {"layers", "batch", "converters.export"},
     {"converters.checkpoint"},
     {"converters.torch_bin"},

@@ -115,4 +115,4 @@ def blocks(
             x = layer_norm(m["norm"], attended + dense(m["down"], inner), config.epsilon).astype(dtype)
         return x, keep(capture, attention=attended, layer=x)
 
-    return apply_layers(block, layers, x)
+    return apply_layers((block,), layers, x)

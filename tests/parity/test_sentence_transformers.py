@@ -134,14 +134,15 @@ def test_pooling_flags_left_out(
 HEADS: dict[str, list[nn.Module]] = {
     "normalize": [Normalize()],
     "dense-tanh": [Dense(HIDDEN, 20)],
-    "dense-identity-no-bias": [Dense(HIDDEN, 50, bias=False, activation_function=nn.Identity())],
+    "normalize-dense-identity-no-bias": [
+        Normalize(), Dense(HIDDEN, 50, bias=False, activation_function=nn.Identity())
+    ],
     "dense-residual": [Dense(HIDDEN, HIDDEN, use_residual=True)],
     "dense-residual-other-width": [Dense(HIDDEN, 20, activation_function=nn.GELU(), use_residual=True)],
     "layer-norm": [LayerNorm(HIDDEN)],
     "dense-layer-norm-dense-normalize": [
         Dense(HIDDEN, 44), LayerNorm(44), Dense(44, 12, bias=False, use_residual=True), Normalize()
     ],
-    "normalize-dense": [Normalize(), Dense(HIDDEN, 24)],
     "every-activation": [
         Dense(HIDDEN, 30, activation_function=activation) if i == 0 else
         Dense(30, 30, activation_function=activation, use_residual=True)
@@ -226,14 +227,12 @@ def test_transformer_in_a_folder_of_its_own(version: str, backbones: dict[str, P
 def test_the_default_engine_with_more_rows_and_streams(backbones: dict[str, Path], tmp_path: Path) -> None:
     modules = [Pooling(HIDDEN), Normalize()]
     directory = write_sentence_transformer(tmp_path / "new", backbones["mpnet"], modules)
-    edit_json(directory / "tokenizer_config.json", model_max_length=40)
+    edit_json(directory / "tokenizer_config.json", model_max_length=32)
     texts = [" ".join(text.split()[i:]) for text in TEXTS for i in range(4)]
     expected = open_reference(directory).encode(texts)
     with LLM(directory) as llm:
         assert_close(llm.embed_array(texts), expected)
         assert_close(np.stack(list(llm.embed_stream(texts))), expected)
-    with LLM(directory, deterministic=True) as llm:
-        assert_close(llm.embed_array(texts), expected)
 
 
 # Prompts
@@ -274,6 +273,7 @@ def test_prompts_left_out_of_the_pooling(prompted: tuple[LLM, SentenceTransforme
         {"prompt": "the dog "},
         {"prompt": ""},
         {"prompt": "東京☃ "},
+        {"prompt": "quick"},  # one word with what follows
         {"prompt": "over and over again " * 9},  # longer than the limit: only the closing token is pooled
     ):
         assert_close(llm.embed_array(texts, **how), reference.encode(texts, **how))
@@ -356,7 +356,8 @@ def test_truncate_dim(backbones: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan", None])
 def test_similarity(name: str | None, backbones: dict[str, Path], tmp_path: Path) -> None:
     settings = {} if name is None else {"similarity_fn_name": name}
-    directory = write_sentence_transformer(tmp_path / "new", backbones["bert"], [Pooling(HIDDEN)], **settings)
+    modules = [Pooling(HIDDEN), Normalize()]
+    directory = write_sentence_transformer(tmp_path / "new", backbones["bert"], modules, **settings)
     if name is None:
         edit_json(directory / "config_sentence_transformers.json", similarity_fn_name=...)
     reference = open_reference(directory)
