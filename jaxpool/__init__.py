@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from jaxpool.outputs import PoolingOutput as PoolingOutput
     from jaxpool.outputs import PoolingRequestOutput as PoolingRequestOutput
     from jaxpool.pooler_config import PoolerConfig as PoolerConfig
+    from jaxpool.pooling_params import PoolingParams as PoolingParams
     from jaxpool.recipe import read_recipe as read_recipe
 
 _HOMES = {
     "LLM": "jaxpool.llm",
     "PoolerConfig": "jaxpool.pooler_config",
+    "PoolingParams": "jaxpool.pooling_params",
     "EmbeddingOutput": "jaxpool.outputs",
     "EmbeddingRequestOutput": "jaxpool.outputs",
     "PoolingOutput": "jaxpool.outputs",

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["ids", "lengths", "skip"], meta_fields=[])
+@dataclass(frozen=True)
+class Sequence:
+    """One tokenised input, on the host.
+
+    Attributes:
+        ids: int32 [length], at least one token.
+        owners: numbers of the inputs that it answers (several where a text came more than once).
+        skip, dimensions, normalise: as in `Inputs`.
+        truncated: whether the text was cut.
+    """
+
+    ids: np.ndarray
+    owners: tuple[int, ...]
+    skip: int
+    dimensions: int
+    normalise: bool
+    truncated: bool
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["ids", "lengths", "skip", "dimensions", "normalise"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class Inputs:
     """The arrays of one batch: numpy's before the upload, JAX's inside the program.
@@ -23,11 +46,20 @@ class Inputs:
         ids: int32 [R, T] token ids.
         lengths: int32 [R, M] tokens of each sequence; 0 for an unused place (always behind the used ones).
         skip: int32 [R, M] leading tokens that pooling leaves out (a prompt, where `include_prompt` is false).
+        dimensions: int32 [R, M] entries of the vector to keep.
+        normalise: int32 [R, M] 1 to bring the vector to length 1.
     """
 
     ids: Any
     lengths: Any
     skip: Any
+    dimensions: Any
+    normalise: Any
+
+    @classmethod
+    def of_shape(cls, rows: int, tokens: int, places: int, array: Callable[[tuple[int, int]], Any]) -> Inputs:
+        """Inputs with `array(shape)` for every field, so that a new option needs no change where they are made."""
+        return cls(array((rows, tokens)), *(array((rows, places)) for _ in fields(cls)[1:]))
 
 
 @partial(
@@ -65,6 +97,11 @@ def unfold(inputs: Inputs) -> Batch:
     own = jnp.minimum(place, inputs.lengths.shape[1] - 1)
     positions = jnp.where(real, index[None, :] - jnp.take_along_axis(starts, own, axis=1), 0)
     return Batch(inputs.ids, jnp.where(real, place + 1, 0), positions, starts, inputs.lengths, inputs.skip)
+
+
+def by_token(batch: Batch, values: Array) -> Array:
+    """[R, M] values of sequences -> [R, T]: each token that of its sequence (padding: that of the first)."""
+    return jnp.take_along_axis(values, jnp.maximum(batch.segments - 1, 0), axis=1)
 
 
 def positions_after_padding_id(batch: Batch, padding_id: int) -> Array:

@@ -14,12 +14,14 @@ import jax
 import numpy as np
 
 from jaxpool import hub, memory, pipeline
+from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import make_ladder
 from jaxpool.compile_cache import use_compile_cache
 from jaxpool.loading import load_to_mesh
 from jaxpool.log import once
 from jaxpool.outputs import EmbeddingRequestOutput, PoolingOutput, PoolingRequestOutput
 from jaxpool.pooler_config import PoolerConfig
+from jaxpool.pooling_params import Options, PoolingParams, spread
 from jaxpool.progress import Progress, UseTqdm
 from jaxpool.prompts import Parsed, check_ids, parse_prompt, parse_prompts
 from jaxpool.recipe import Recipe, read_recipe
@@ -36,6 +38,9 @@ DTYPES = {
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
 }
+
+
+Request = tuple[Parsed, Options]
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,18 @@ class LLM:
         return Runner(replicas, self._ladder, self.stats, per_token=self.recipe.pooling == ALL)
 
     def encode(
-        self, prompts: Any, *, truncate_prompt_tokens: int | None = None, use_tqdm: UseTqdm = True
+        self,
+        prompts: Any,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
     ) -> list[PoolingRequestOutput]:
         """What the instance's pooler extracts from each prompt.
 
         Args:
             prompts: a text, a list of token ids, a dict (`prompt` or `prompt_token_ids`), or a list of these.
+            pooling_params: options for all prompts, or one a prompt.
             truncate_prompt_tokens: cut longer prompts to so many tokens, −1 for the model's limit; None: a longer
                 prompt is an error.
             use_tqdm: a progress bar, none, or something to call instead of tqdm.
@@ -159,23 +170,29 @@ class LLM:
         """
         parsed = parse_prompts(prompts)
         reading = self._reading(self._default_prompt(), truncate_prompt_tokens)
+        options = [p.resolve(self.recipe, self.model) for p in spread(pooling_params, len(parsed))]
         outputs: list[PoolingRequestOutput | None] = [None] * len(parsed)
         first = self._reserve(len(parsed))
-        for sequence, data in self._run(parsed, reading, use_tqdm, len(parsed)):
+        for sequence, data in self._run(zip(parsed, options, strict=True), reading, use_tqdm, len(parsed)):
             for i in sequence.owners:
-                ids = sequence.ids.tolist()
-                outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(data.copy()), ids)
+                vector = data[..., : sequence.dimensions].copy()
+                outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(vector), sequence.ids.tolist())
         return [output for output in outputs if output is not None]
 
     def embed(
-        self, prompts: Any, *, truncate_prompt_tokens: int | None = None, use_tqdm: UseTqdm = True
+        self,
+        prompts: Any,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each prompt as a list of floats. Arguments and errors as `encode`.
 
         Lists of floats are slow; `embed_array` gives one numpy array.
         """
         self._one_vector("embed")
-        outputs = self.encode(prompts, truncate_prompt_tokens=truncate_prompt_tokens, use_tqdm=use_tqdm)
+        outputs = self.encode(prompts, pooling_params, truncate_prompt_tokens=truncate_prompt_tokens, use_tqdm=use_tqdm)
         return [EmbeddingRequestOutput.from_base(output) for output in outputs]
 
     def embed_array(
@@ -204,7 +221,8 @@ class LLM:
         parsed = [] if isinstance(texts, (list, tuple)) and not texts else parse_prompts(texts)
         reading = self._reading(self._prompt(prompt_name, prompt), -1)
         result = np.empty((len(parsed), self.recipe.embedding_size), np.float32)
-        for sequence, vector in self._run(parsed, reading, use_tqdm, len(parsed)):
+        own = self._own_options()
+        for sequence, vector in self._run(((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
             result[list(sequence.owners)] = vector
         return result
 
@@ -232,7 +250,8 @@ class LLM:
         if isinstance(texts, (str, bytes, Mapping)):
             raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
         reading = self._reading(self._prompt(prompt_name, prompt), -1)
-        parsed = (parse_prompt(text, f"texts[{i}]") for i, text in enumerate(texts))
+        own = self._own_options()
+        parsed = ((parse_prompt(text, f"texts[{i}]"), own) for i, text in enumerate(texts))
         return self._in_order(parsed, reading, use_tqdm)
 
     def encode_query(self, texts: Any, *, use_tqdm: UseTqdm = False) -> np.ndarray:
@@ -317,10 +336,10 @@ class LLM:
             return self._requests - count
 
     def _run(
-        self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm, total: int | None
-    ) -> Iterator[tuple[pipeline.Sequence, np.ndarray]]:
+        self, requests: Iterable[Request], reading: _Reading, use_tqdm: UseTqdm, total: int | None
+    ) -> Iterator[tuple[TokenSequence, np.ndarray]]:
         skip = 0 if self.recipe.include_prompt or not reading.prompt else self._tokenizer.prompt_length(reading.prompt)
-        work = ((start, window, reading, skip) for start, window in pipeline.windows(parsed))
+        work = ((start, window, reading, skip) for start, window in pipeline.windows(requests))
         progress = Progress(use_tqdm, total)
         try:
             with closing(pipeline.ahead(self._tokenising, self._tokenise, work)) as tokenised:
@@ -330,31 +349,32 @@ class LLM:
         finally:
             progress.close()
 
-    def _in_order(self, parsed: Iterable[Parsed], reading: _Reading, use_tqdm: UseTqdm) -> Iterator[np.ndarray]:
+    def _in_order(self, requests: Iterable[Request], reading: _Reading, use_tqdm: UseTqdm) -> Iterator[np.ndarray]:
         waiting: dict[int, np.ndarray] = {}
         following = 0
-        for sequence, rows in self._run(parsed, reading, use_tqdm, None):
+        for sequence, rows in self._run(requests, reading, use_tqdm, None):
             waiting |= dict.fromkeys(sequence.owners, rows.copy())
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
 
-    def _tokenise(self, start: int, window: Sequence[Parsed], reading: _Reading, skip: int) -> list[pipeline.Sequence]:
-        """One window of prompts -> sequences; a text that comes more than once is computed once."""
-        owners: dict[str | bytes, list[int]] = {}
-        for i, item in enumerate(window):
-            owners.setdefault(item if isinstance(item, str) else item.tobytes(), []).append(start + i)
-        texts = [key for key in owners if isinstance(key, str)]
-        encoded = iter(self._tokenizer.encode([reading.prompt + text for text in texts], reading.limit))
+    def _tokenise(self, start: int, window: Sequence[Request], reading: _Reading, skip: int) -> list[TokenSequence]:
+        """One window of requests -> sequences; a request that comes more than once is computed once."""
+        owners: dict[tuple[str | bytes, Options], list[int]] = {}
+        for i, (prompt, options) in enumerate(window):
+            key = prompt if isinstance(prompt, str) else prompt.tobytes()
+            owners.setdefault((key, options), []).append(start + i)
+        texts = list(dict.fromkeys(text for text, _ in owners if isinstance(text, str)))
+        prompted = self._tokenizer.encode([reading.prompt + text for text in texts], reading.limit)
+        encoded = dict(zip(texts, prompted, strict=True))
         sequences = []
-        for key, numbers in owners.items():
+        for (item, options), numbers in owners.items():
             name = f"prompts[{numbers[0]}]"
-            if isinstance(key, str):
-                text = next(encoded)
-                ids, total, own_skip = text.ids, text.total, min(skip, len(text.ids) - 1)
+            if isinstance(item, str):
+                ids, total = encoded[item].ids, encoded[item].total
             else:
-                ids = check_ids(np.frombuffer(key, np.int32), self.recipe.config.vocab_size, name)
-                ids, total, own_skip = ids[: reading.limit], len(ids), 0
+                whole = check_ids(np.frombuffer(item, np.int32), self.recipe.config.vocab_size, name)
+                ids, total = whole[: reading.limit], len(whole)
             if total > len(ids) and not reading.cut:
                 raise ValueError(
                     f"{name}: This model's maximum context length is {reading.limit} tokens. However, your prompt "
@@ -363,8 +383,16 @@ class LLM:
                 )
             if len(ids) == 0:
                 raise ValueError(f"{name}: the text has no tokens, and this model's tokenizer adds none")
-            sequences.append(pipeline.Sequence(tuple(numbers), ids, own_skip, total > len(ids)))
+            own_skip = min(skip, len(ids) - 1) if isinstance(item, str) else 0
+            sequences.append(
+                TokenSequence(
+                    ids, tuple(numbers), own_skip, options.dimensions, options.normalise, truncated=total > len(ids)
+                )
+            )
         return sequences
+
+    def _own_options(self) -> Options:
+        return PoolingParams().resolve(self.recipe, self.model)
 
 
 def _with_length(recipe: Recipe, max_model_len: int | None) -> Recipe:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, plan
 from jaxpool.runner import Runner
 
@@ -19,23 +19,6 @@ T = TypeVar("T")
 # Texts that are planned together: the first window is small, so that the first results come early.
 FIRST_WINDOW, WINDOW = 64, 1024
 _WINDOWS_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """One tokenised input.
-
-    Attributes:
-        owners: numbers of the inputs that it answers (several where a text came more than once).
-        ids: int32 [length], at least one token.
-        skip: leading tokens that pooling leaves out.
-        truncated: whether the text was cut.
-    """
-
-    owners: tuple[int, ...]
-    ids: np.ndarray
-    skip: int = 0
-    truncated: bool = False
 
 
 def windows(items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW) -> Iterator[tuple[int, list[T]]]:
@@ -79,11 +62,10 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tup
         nonlocal held
         plans, kept = plan([len(s.ids) for s in sequences], runner.ladder, flush=flush)
         held = [sequences[i] for i in kept]
-        ids, skips = [s.ids for s in sequences], [s.skip for s in sequences]
         for batch in plans:
             while len(running) >= limit:
                 yield from _unpack(*running.popleft(), runner.per_token)
-            running.append((batch, sequences, runner.submit(batch, ids, skips)))
+            running.append((batch, sequences, runner.submit(batch, sequences)))
 
     try:
         for window in tokenised:

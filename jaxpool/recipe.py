@@ -64,20 +64,30 @@ class Recipe:
         return st.backbone_directory(self.directory)
 
     @property
-    def normalised(self) -> bool:
-        """Whether the finished vectors have length 1."""
-        return bool(self.modules) and isinstance(self.modules[-1], Normalize) and self.truncate_dim is None
+    def ends_normalised(self) -> bool:
+        """Whether the last module is Normalize: the step that a request may switch."""
+        return bool(self.modules) and isinstance(self.modules[-1], Normalize)
 
     @property
-    def embedding_size(self) -> int:
-        """Width of the finished vector."""
+    def normalised(self) -> bool:
+        """Whether the finished vectors have length 1."""
+        return self.ends_normalised and self.truncate_dim is None
+
+    @property
+    def vector_size(self) -> int:
+        """Width of the vector behind the last module."""
         width = self.config.hidden_size
         for module in self.token_modules:
             width = module.outputs if isinstance(module, Dense) else width
         width *= 1 if self.pooling == ("all",) else len(self.pooling)
         for module in self.modules:
             width = module.outputs if isinstance(module, Dense) else width
-        return min(width, self.truncate_dim or width)
+        return width
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the finished vector."""
+        return min(self.vector_size, self.truncate_dim or self.vector_size)
 
     def describe(self) -> dict[str, str]:
         """The recipe as lines of (name, value) for people."""

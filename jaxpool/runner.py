@@ -8,7 +8,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxpool.batch import Inputs
+from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder, Plan, Shape
 from jaxpool.log import logger
 from jaxpool.params import Tree
@@ -23,6 +25,9 @@ from jaxpool.sharding import rows_sharding
 
 # Batches in flight on one replica: the next is dispatched before the last is copied back.
 _IN_FLIGHT = 2
+
+# What goes with each sequence beside its ids and length.
+_OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths"))
 
 
 @dataclass
@@ -74,11 +79,10 @@ class Replica:
         """The executable for a shape, compiled ahead of time on first use."""
         with self._lock:
             if shape not in self._executables:
-                ids = jax.ShapeDtypeStruct((shape.rows, shape.tokens), np.int32, sharding=self._rows)
-                places = jax.ShapeDtypeStruct((shape.rows, shape.places), np.int32, sharding=self._rows)
+                abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
+                inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
                 with jax.set_mesh(self.mesh):
-                    lowered = self._jitted.lower(self._params, Inputs(ids, places, places))
-                    self._executables[shape] = lowered.compile()
+                    self._executables[shape] = self._jitted.lower(self._params, inputs).compile()
                 self._stats.add(compilations=1)
             return self._executables[shape]
 
@@ -151,20 +155,19 @@ class Runner:
             thread.start()
         self._stop = weakref.finalize(self, _stop, self._work, self._threads)
 
-    def submit(self, plan: Plan, sequences: Sequence[np.ndarray], skips: Sequence[int]) -> Future[np.ndarray]:
+    def submit(self, plan: Plan, sequences: Sequence[TokenSequence]) -> Future[np.ndarray]:
         """Queues one batch.
 
         Args:
             plan: which sequence goes where.
-            sequences: token ids, by the plan's numbers.
-            skips: leading tokens of each that pooling leaves out.
+            sequences: by the plan's numbers.
 
         Returns:
             A future of the program's float32 output [R, M, D] (or [R, T, D]).
         """
         if not self._stop.alive:
             raise RuntimeError("this LLM is closed")
-        inputs = fill(plan, sequences, skips)
+        inputs = fill(plan, sequences)
         used = int(inputs.lengths.sum())
         self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
         item = _Work(plan.shape, inputs, Future())
@@ -196,11 +199,7 @@ class Runner:
 
     def _run_all(self) -> None:
         for shape in self.ladder.shapes:
-            empty = Inputs(
-                np.zeros((shape.rows, shape.tokens), np.int32),
-                np.zeros((shape.rows, shape.places), np.int32),
-                np.zeros((shape.rows, shape.places), np.int32),
-            )
+            empty = Inputs.of_shape(shape.rows, shape.tokens, shape.places, partial(np.zeros, dtype=np.int32))
             for output in [replica.dispatch(shape, empty) for replica in self.replicas]:
                 output.block_until_ready()
 
@@ -226,20 +225,20 @@ def _halve(ladder: Ladder, row_multiple: int) -> Ladder:
     return replace(ladder, full=halved, small=ladder.small if ladder.packed else halved)
 
 
-def fill(plan: Plan, sequences: Sequence[np.ndarray], skips: Sequence[int]) -> Inputs:
+def fill(plan: Plan, sequences: Sequence[TokenSequence]) -> Inputs:
     """The arrays of a planned batch: ids one sequence behind the other in each row, padded with 0."""
     shape = plan.shape
-    ids = np.zeros((shape.rows, shape.tokens), np.int32)
-    lengths = np.zeros((shape.rows, shape.places), np.int32)
-    skip = np.zeros((shape.rows, shape.places), np.int32)
+    inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, partial(np.zeros, dtype=np.int32))
     for r, row in enumerate(plan.members):
         start = 0
         for m, i in enumerate(row):
             if i < 0:
                 break
-            length = len(sequences[i])
-            ids[r, start : start + length] = sequences[i]
-            lengths[r, m] = length
-            skip[r, m] = skips[i]
+            sequence = sequences[i]
+            length = len(sequence.ids)
+            inputs.ids[r, start : start + length] = sequence.ids
+            inputs.lengths[r, m] = length
+            for option in _OPTIONS:
+                getattr(inputs, option)[r, m] = getattr(sequence, option)
             start += length
-    return Inputs(ids, lengths, skip)
+    return inputs

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxpool.batch import Inputs, unfold
+from jaxpool.batch import Inputs, by_token, unfold
 from jaxpool.heads import apply_chain, chain_specs
+from jaxpool.layers import l2_normalise
 from jaxpool.params import Tree
 from jaxpool.poolers import pool
 from jaxpool.recipe import Recipe
@@ -45,7 +46,9 @@ def param_specs(recipe: Recipe) -> Tree:
 
 
 def embed_program(recipe: Recipe) -> Program:
-    """Backbone → token modules → pooling → modules → truncation, as one function to compile.
+    """Backbone → token modules → pooling → modules → cut → normalise, as one function to compile.
+
+    A request's own dimensions and normalisation are arrays beside the ids, so one program serves every mixture.
 
     Returns:
         (params, inputs) -> float32 [R, M, D'], or [R, T, D'] where every token's vector is kept.
@@ -57,7 +60,13 @@ def embed_program(recipe: Recipe) -> Program:
         x = apply_chain(recipe.token_modules, params.get("tokens", {}), x)
         if recipe.pooling != ALL:
             x = pool(x, batch, recipe.pooling)
-        x = apply_chain(recipe.modules, params.get("head", {}), x)
+        switched = recipe.modules[:-1] if recipe.ends_normalised else recipe.modules
+        x = apply_chain(switched, params.get("head", {}), x)
+        keep, normalise = inputs.dimensions, inputs.normalise > 0
+        if recipe.pooling == ALL:
+            keep, normalise = by_token(batch, keep), by_token(batch, normalise)
+        x = jnp.where(jnp.arange(x.shape[-1]) < keep[..., None], x, 0)
+        x = jnp.where(normalise[..., None], l2_normalise(x), x)
         return x[..., : recipe.truncate_dim]
 
     return program

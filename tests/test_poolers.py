@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpool.attention import AttentionMask
-from jaxpool.batch import Inputs, positions_after_padding_id, unfold
+from jaxpool.batch import Inputs, by_token, positions_after_padding_id, unfold
 from jaxpool.heads import Dense, LayerNorm, Normalize, apply_chain, chain_specs
 from jaxpool.params import random_params
 from jaxpool.poolers import POOLERS, pool
@@ -24,7 +24,12 @@ USED = LENGTHS > 0
 
 
 def batch(skip=((0, 0), (0, 0))):
-    return unfold(Inputs(jnp.zeros((2, 6), jnp.int32), jnp.asarray(LENGTHS), jnp.asarray(skip, jnp.int32)))
+    return unfold(inputs(jnp.zeros((2, 6), jnp.int32), jnp.asarray(skip, jnp.int32)))
+
+
+def inputs(ids, skip):
+    nothing = jnp.zeros((2, 2), jnp.int32)
+    return Inputs(ids, jnp.asarray(LENGTHS), skip, nothing, nothing)
 
 
 EXPECTED = {
@@ -79,9 +84,14 @@ def test_segments_and_positions():
     assert int(b.starts[0, 1]) == 2
 
 
+def test_values_of_sequences_by_token():
+    values = jnp.array([[10, 20], [30, 40]])
+    assert by_token(batch(), values).tolist() == [[10, 10, 20, 20, 20, 10], [30] * 6]
+
+
 def test_positions_that_skip_the_padding_id():
     ids = jnp.array([[7, 1, 7, 7, 7, 0], [1, 7, 1, 7, 0, 0]], jnp.int32)
-    b = unfold(Inputs(ids, jnp.asarray(LENGTHS), jnp.zeros((2, 2), jnp.int32)))
+    b = unfold(inputs(ids, jnp.zeros((2, 2), jnp.int32)))
     positions = positions_after_padding_id(b, 1)
     assert positions[0, :5].tolist() == [2, 1, 2, 3, 4]
     assert positions[1, :4].tolist() == [1, 2, 1, 3]

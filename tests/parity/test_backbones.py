@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +122,8 @@ def _run(ours: SimpleNamespace, rows: Sequence[Sequence[np.ndarray]], params: An
         ids[r, : sum(map(len, row))] = np.concatenate(row)
         lengths[r, : len(row)] = [len(sequence) for sequence in row]
     names = tuple(name for name in ours.family.captures if name != "pooler" or ours.config.pooler)
-    inputs = Inputs(ids, lengths, np.zeros_like(lengths))
+    unused = {field.name: np.zeros_like(lengths) for field in fields(Inputs)}  # what poolers and heads read
+    inputs = Inputs(**unused | {"ids": ids, "lengths": lengths})
     output = _compiled(ours.family, ours.config, names, ours.params if params is None else params, inputs)
     assert set(output.captured) == set(names)
     return {"hidden": np.asarray(output.hidden)} | {k: np.asarray(v) for k, v in output.captured.items()}
