@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxpool.converters.export import load_params as load_params
     from jaxpool.llm import LLM as LLM
+    from jaxpool.model import Model as Model
+    from jaxpool.model import load as load
+    from jaxpool.models import register as register
     from jaxpool.outputs import EmbeddingOutput as EmbeddingOutput
     from jaxpool.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from jaxpool.outputs import PoolingOutput as PoolingOutput
@@ -25,6 +28,9 @@ _HOMES = {
     "EmbeddingRequestOutput": "jaxpool.outputs",
     "PoolingOutput": "jaxpool.outputs",
     "PoolingRequestOutput": "jaxpool.outputs",
+    "load": "jaxpool.model",
+    "Model": "jaxpool.model",
+    "register": "jaxpool.models",
     "load_params": "jaxpool.converters.export",
     "read_recipe": "jaxpool.recipe",
 }

@@ -41,8 +41,8 @@ def layer_norm(params: Tree, x: Array, epsilon: float) -> Array:
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    scale, bias = params["scale"].astype(jnp.float32), params["bias"].astype(jnp.float32)
-    return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
+    y = centred * jax.lax.rsqrt(variance + epsilon) * params["scale"].astype(jnp.float32)
+    return y + params["bias"].astype(jnp.float32) if "bias" in params else y
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:

@@ -30,6 +30,7 @@ from jaxpool.sharding import DATA, param_sharding, replica_meshes
 from jaxpool.similarity import similarity
 from jaxpool.tasks import ALL, embed_program, param_specs, resolve_task
 from jaxpool.tokens import load_tokenizer
+from jaxpool.vllm_arguments import check_vllm_arguments
 
 DTYPES = {
     "float32": "float32",
@@ -74,10 +75,12 @@ class LLM:
         deterministic: the same text gives the same bits whatever shares its batch (one sequence a row, in a
             row whose shape depends on its own length alone), within one backend, jaxlib and dtype.
         compile_cache: a directory to keep compiled programs in, or True for the default one.
+        vllm_arguments: other arguments of vLLM's; see `vllm_arguments.check_vllm_arguments`.
 
     Raises:
         FileNotFoundError: the model, or a file of it, is not there.
         ValueError: an argument or the checkpoint is not understood.
+        TypeError: an argument that neither jaxpool nor vLLM has.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         deterministic: bool = False,
         compile_cache: bool | str | os.PathLike[str] = False,
+        **vllm_arguments: Any,
     ) -> None:
+        check_vllm_arguments(vllm_arguments)
         self.task = resolve_task(task)
         if tensor_parallel_size != 1:
             raise ValueError(

@@ -26,7 +26,7 @@ Place = Callable[[str, Leaf, Callable[[Index | None], np.ndarray]], Any]
 
 def backbone_table(recipe: Recipe) -> Table:
     """The rule table of the recipe's family."""
-    return import_module(f"jaxpool.converters.{recipe.family.name}").TABLE
+    return recipe.family.table or import_module(f"jaxpool.converters.{recipe.family.name}").TABLE
 
 
 def parts(recipe: Recipe) -> Iterator[tuple[str, Path, Table, Tree]]:

@@ -26,7 +26,7 @@ class ParamSpec:
 
     Attributes:
         shape: the parameter's shape.
-        axes: one logical axis name a dimension (`vocab embed heads kv_heads head_dim mlp layers classes`),
+        axes: one logical axis name a dimension (`vocab embed heads kv_heads head_dim mlp parts layers classes`),
             or None for a dimension that is never sharded. `sharding.RULES` maps them to mesh axes.
         dtype: a fixed dtype (heads and poolers stay float32), or None for the model's own.
         init: how `random_params` fills it: "normal", "zeros" or "ones".
@@ -57,12 +57,12 @@ def linear(
     return specs
 
 
-def layer_norm(features: int, *, dtype: str | None = None) -> Tree:
-    """Declares a LayerNorm over the `embed` axis: `scale` and `bias` [features]."""
-    return {
-        "scale": ParamSpec((features,), ("embed",), dtype, "ones"),
-        "bias": ParamSpec((features,), ("embed",), dtype, "zeros"),
-    }
+def layer_norm(features: int, *, bias: bool = True, dtype: str | None = None) -> Tree:
+    """Declares a LayerNorm over the `embed` axis: `scale` and, unless `bias=False`, `bias` [features]."""
+    specs: Tree = {"scale": ParamSpec((features,), ("embed",), dtype, "ones")}
+    if bias:
+        specs["bias"] = ParamSpec((features,), ("embed",), dtype, "zeros")
+    return specs
 
 
 def embedding(rows: int, features: int, axis: str | None = None) -> Tree:

@@ -20,8 +20,10 @@ RULES: Mapping[str, str | None] = {
     "vocab": None,
     "embed": None,
     "heads": None,
+    "kv_heads": None,
     "head_dim": None,
     "mlp": None,
+    "parts": None,  # of a fused kernel: q, k and v; a gated MLP's two
     "layers": None,
     "pooled": None,
     "rows": DATA,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,11 @@ _BERT_NORMALIZER = {
     "tokenize_chinese_chars": ("handle_chinese_chars", True),
 }
 _AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+# The class that transformers takes for a config.json's model_type: whatever tokenizer_config.json names, …
+_ALWAYS = {"mistral": "TokenizersBackend", "qwen2": "Qwen2Tokenizer"}
+# … or where it names none. (Its `add_bos_token` and `add_eos_token` have no say beside a tokenizer.json.)
+_UNNAMED = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer") | {"qwen3": "Qwen2Tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
     """Loads the tokenizer of a model directory.
 
     tokenizer.json is read as it is (importing transformers costs seconds), with what transformers would change
-    in it: truncation and padding off, tokenizer_config.json's say over a BERT normaliser.
+    in it: truncation and padding off, tokenizer_config.json's say over a BERT normaliser, and what some decoders'
+    tokenizers put in place of the stored normaliser and pre-tokenizer.
 
     Args:
         directory: with tokenizer.json, or whatever transformers can make a fast tokenizer from.
@@ -138,7 +144,7 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
             backend = Backend.from_file(str(file))
         except Exception as error:  # tokenizers raises the bare class
             raise ValueError(f"{file} is not a valid tokenizer: {error}") from error
-        _apply_tokenizer_config(backend, directory / "tokenizer_config.json")
+        _apply_tokenizer_config(backend, directory)
     else:
         backend = _from_transformers(directory)
     backend.no_truncation()
@@ -148,13 +154,65 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def _apply_tokenizer_config(backend: Any, file: Path) -> None:
+def _apply_tokenizer_config(backend: Any, directory: Path) -> None:
     from tokenizers.normalizers import BertNormalizer
 
-    config = read_json(file) if file.exists() else {}
+    config, model = (_read_object(directory / name) for name in ("tokenizer_config.json", "config.json"))
     if isinstance(backend.normalizer, BertNormalizer) and config.get("tokenizer_class") not in _AS_STORED:
         for key, (attribute, default) in _BERT_NORMALIZER.items():
             setattr(backend.normalizer, attribute, default if config.get(key) is None else config[key])
+    kind = str(model.get("model_type"))
+    named = config.get("tokenizer_class") or model.get("tokenizer_class") or _UNNAMED.get(kind, "")
+    if rebuild := _REBUILT.get(_ALWAYS.get(kind, named).removesuffix("Fast")):
+        rebuild(backend, config)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.exists() else {}
+
+
+def _as_llama(backend: Any, config: dict[str, Any]) -> None:
+    """Blanks become "▁" in the pre-tokenizer, which knows where a text begins; Llama 2's stored normaliser did not."""
+    from tokenizers.pre_tokenizers import Metaspace
+
+    if "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}":
+        return  # Llama 3 under the name of Llama 2's class
+    scheme = "always" if config.get("legacy") else "first"
+    if config.get("add_prefix_space") is False:
+        scheme = "never"
+    backend.normalizer = None
+    backend.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+
+
+def _as_gemma(backend: Any, config: dict[str, Any]) -> None:
+    from tokenizers.normalizers import Replace
+    from tokenizers.pre_tokenizers import Split
+
+    backend.normalizer = Replace(" ", "▁")
+    backend.pre_tokenizer = Split(" ", "merged_with_previous")
+
+
+def _as_qwen2(backend: Any, config: dict[str, Any]) -> None:
+    from tokenizers import Regex
+    from tokenizers.normalizers import NFC
+    from tokenizers.pre_tokenizers import ByteLevel, Split
+    from tokenizers.pre_tokenizers import Sequence as Chain
+
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    spell = ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")), use_regex=False)
+    backend.normalizer = NFC()
+    backend.pre_tokenizer = Chain([Split(Regex(words), "isolated"), spell])
+
+
+# What these classes of transformers put in the stored normaliser's and pre-tokenizer's place.
+_REBUILT: Mapping[str, Callable[[Any, dict[str, Any]], None]] = {
+    "LlamaTokenizer": _as_llama,
+    "GemmaTokenizer": _as_gemma,
+    "Qwen2Tokenizer": _as_qwen2,
+}
 
 
 def _prepend_lower_case(backend: Any) -> None:

@@ -15,23 +15,51 @@ STREET = [
     {"__main__"},
     {"cli"},
     {"corpus.job", "inspection", "convert"},
-    {"llm"},
-    {"corpus.writing", "pooler_config", "memory"},
+    {"llm", "model"},
+    {"corpus.writing", "pooler_config", "pooling_params", "memory"},
     {"pipeline", "loading", "corpus.reading"},
     {"runner", "tasks"},
     {"sharding"},
     {"recipe"},
     {"sentence_transformers", "tokens"},
     {"models", "heads", "poolers"},
-    {"models.bert", "models.mpnet"},
-    {"models.post_norm"},
+    {
+        "models.bert",
+        "models.mpnet",
+        "models.roberta",
+        "models.distilbert",
+        "models.modernbert",
+        "models.llama",
+        "models.gemma",
+    },
+    {"models.post_norm", "models.pre_norm"},
     {"models.family", "models.hf_config", "attention", "rotary"},
     {"layers", "batch", "converters.export"},
     {"converters.checkpoint"},
     {"converters.torch_bin"},
-    {"converters.bert", "converters.mpnet", "converters.head"},
+    {"converters.gemma"},
+    {
+        "converters.bert",
+        "converters.mpnet",
+        "converters.roberta",
+        "converters.distilbert",
+        "converters.modernbert",
+        "converters.llama",
+        "converters.head",
+    },
     {"converters.rules"},
-    {"params", "converters", "batching", "outputs", "prompts", "progress", "similarity", "compile_cache", "hub"},
+    {
+        "params",
+        "converters",
+        "batching",
+        "outputs",
+        "prompts",
+        "progress",
+        "similarity",
+        "compile_cache",
+        "hub",
+        "vllm_arguments",
+    },
     {"corpus", "corpus.arrow", "whole"},
     {"log"},
 ]
@@ -70,7 +98,13 @@ def test_imports_run_one_way():
 
 
 def test_families_have_twins():
-    families = {p.stem for p in (PACKAGE / "models").glob("*.py")} - {"__init__", "family", "hf_config", "post_norm"}
+    families = {p.stem for p in (PACKAGE / "models").glob("*.py")} - {
+        "__init__",
+        "family",
+        "hf_config",
+        "post_norm",
+        "pre_norm",
+    }
     for family in families:
         assert (CONVERTERS / f"{family}.py").exists()
 

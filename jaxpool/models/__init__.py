@@ -8,12 +8,30 @@ from typing import Any
 
 from jaxpool.models.family import Family
 
-_FAMILY_FILES = ("bert", "mpnet")
+_FAMILY_FILES = ("bert", "mpnet", "roberta", "distilbert", "modernbert", "llama", "gemma")
+
+
+# What `register` added: a registry is the one thing here that outlives a call.
+_REGISTERED: list[Family] = []
+
+
+def register(family: Family) -> None:
+    """Lets a family of one's own in: from now on `LLM` and `load` answer for its architectures.
+
+    Args:
+        family: with a `table`; its architectures take precedence over jaxpool's own.
+
+    Raises:
+        ValueError: it has no rule table, so nothing says where its weights come from.
+    """
+    if family.table is None:
+        raise ValueError(f"register: family {family.name!r} has no `table` of checkpoint rules")
+    _REGISTERED[:] = [family, *(other for other in _REGISTERED if other.name != family.name)]
 
 
 def families() -> tuple[Family, ...]:
-    """Every family that jaxpool knows."""
-    return tuple(import_module(f"jaxpool.models.{name}").FAMILY for name in _FAMILY_FILES)
+    """Every family that jaxpool knows, registered ones first."""
+    return (*_REGISTERED, *(import_module(f"jaxpool.models.{name}").FAMILY for name in _FAMILY_FILES))
 
 
 def find_family(config: Mapping[str, Any]) -> tuple[Family, str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from jaxpool.batch import Batch
+from jaxpool.converters.rules import Table
 from jaxpool.params import Tree
 
 
@@ -61,6 +62,7 @@ class Family:
         forward: (params, batch, config, *, capture=()) -> `Output`.
         pooling: the pooling of a checkpoint that says nothing: "cls" for encoders, "lasttoken" for decoders.
         captures: the names that `capture=` accepts.
+        table: the checkpoint's rules; None for `converters/<name>.py`'s (jaxpool's own families).
     """
 
     name: str
@@ -71,6 +73,7 @@ class Family:
     forward: Callable[..., Output]
     pooling: str
     captures: tuple[str, ...]
+    table: Table | None = None
 
     def run(self, params: Tree, batch: Batch, config: Any, capture: tuple[str, ...] = ()) -> Output:
         """`forward`, after refusing names that it does not know to capture."""

@@ -59,6 +59,11 @@ class HFConfig:
         value = self._values.get(name)
         return default if value is None else value
 
+    def nullable(self, name: str, default: Any) -> Any:
+        """The attribute's value, null included, or `default` where it is missing."""
+        self._read.add(name)
+        return self._values.get(name, default)
+
     def need(self, name: str) -> Any:
         """The attribute's value; missing is an error."""
         self._read.add(name)

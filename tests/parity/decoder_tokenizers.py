@@ -69,6 +69,11 @@ def blanks_spelt(kind: str) -> Tokenizer:
     return tokenizer
 
 
+def bare_tokenizer(kind: str) -> Tokenizer:
+    """The tokenizer of a kind, without a post-processor."""
+    return byte_level() if kind == "Qwen" else blanks_spelt(kind)
+
+
 def surround(tokenizer: Tokenizer, first: str = "", last: str = "") -> None:
     """A post-processor that puts the tokens there are before and behind a text."""
     names = [name for name in (first, last) if name]
@@ -91,7 +96,7 @@ _KINDS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 def write_decoder_tokenizer(directory: Path, kind: str, **config: Any) -> Tokenizer:
     """tokenizer.json and tokenizer_config.json; `config` goes over the latter (`...` takes a key out)."""
     kind = {"Mistral": "Llama"}.get(kind, kind)
-    tokenizer = byte_level() if kind == "Qwen" else blanks_spelt(kind)
+    tokenizer = bare_tokenizer(kind)
     first, last, name, tokens = _KINDS[kind]
     surround(tokenizer, first, last)
     directory.mkdir(parents=True, exist_ok=True)

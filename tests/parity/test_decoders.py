@@ -19,11 +19,12 @@ from transformers import AutoModel, PreTrainedModel
 
 from jaxpool import LLM
 from jaxpool.batch import Inputs, unfold
-from jaxpool.loading import load_to_mesh
+from jaxpool.converters.rules import to_checkpoint
+from jaxpool.loading import backbone_table, load_stored, load_to_mesh
 from jaxpool.models import find_family
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError
-from jaxpool.params import unstack_layers
+from jaxpool.params import flatten, unstack_layers
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 from tests.parity.checkpoints import TEXTS, assert_close, edit_json, read_json, write_sentence_transformer
@@ -268,8 +269,9 @@ def old_spelling(directory: Path) -> None:
         edit_json(file, rope_local_base_freq=local["rope_theta"])
     rest = {key: value for key, value in new.items() if key not in ("rope_theta", "rope_type")}
     kind = new["rope_type"]
-    # "type" in the first of them.
-    scaling = {"type" if kind == "linear" else "rope_type": kind, **rest} if kind != "default" else None
+    # "type" in the first of them, before there was a Gemma 3.
+    name = "type" if kind == "linear" and read_json(file)["model_type"] == "llama" else "rope_type"
+    scaling = {name: kind, **rest} if kind != "default" else None
     edit_json(file, rope_parameters=..., rope_theta=new["rope_theta"], rope_scaling=scaling, torch_dtype="float32")
 
 
@@ -351,6 +353,18 @@ def test_stored_frequencies_are_left_out(tmp_path: Path) -> None:
     compare(run(ours, [[text]]), reference(model, text), 0)
 
 
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3", "gemma3"])
+def test_converts_back(name: str, tmp_path: Path) -> None:
+    architecture, config = MODELS[name]
+    model = build(architecture, config)
+    model.save_pretrained(tmp_path)
+    recipe = read_recipe(tmp_path)
+    state = dict(to_checkpoint(flatten(load_stored(recipe)["backbone"]), backbone_table(recipe)))
+    assert set(state) == set(model.state_dict())
+    for key, tensor in model.state_dict().items():
+        assert np.array_equal(state[key], tensor.numpy()), key
+
+
 def test_bf16_compute(tmp_path: Path) -> None:
     """Gemma rounds its embeddings' factor to the compute dtype; the whole stays near torch's own bf16."""
     build("Gemma2", {}).save_pretrained(tmp_path)
@@ -404,8 +418,10 @@ def test_defaults_load(architecture: str) -> None:
         ("Qwen3", {"layer_types": ["full_attention"] * 2}, "names 2 layers of 3"),
         ("Gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("Gemma2", {"sliding_window": 8, "sliding_window_size": 7}, "sliding_window_size"),
         ("Gemma3Text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("Gemma3Text", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
+        ("Gemma3Text", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_scaling"),
     ],
 )
 def test_what_is_not_understood_is_refused(architecture: str, changes: dict[str, Any], message: str) -> None:
@@ -427,9 +443,8 @@ def write_model(directory: Path, name: str) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("prompt", [None, "query"])
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "qwen2-bidirectional", "gemma3-bidirectional"])
-def test_sentence_transformer(name: str, prompt: str | None, tmp_path: Path) -> None:
+def test_sentence_transformer(name: str, tmp_path: Path) -> None:
     backbone = write_model(tmp_path / "backbone", name)
     directory = write_sentence_transformer(
         tmp_path / "whole",
@@ -439,11 +454,12 @@ def test_sentence_transformer(name: str, prompt: str | None, tmp_path: Path) -> 
     )
     texts = [text for text in TEXTS if text]
     theirs = SentenceTransformer(str(directory), device="cpu")
-    expected = theirs.encode(texts, batch_size=1, prompt_name=prompt)
+    assert theirs.tokenizer.padding_side == "left"
     with LLM(directory, dtype="float32", data_parallel_size=1, max_num_batched_tokens=POSITIONS) as llm:
-        vectors = llm.embed_array(texts, prompt_name=prompt)
-    assert_close(vectors, expected)
-    assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(texts)))
+        for prompt in (None, "query"):
+            vectors = llm.embed_array(texts, prompt_name=prompt)
+            assert_close(vectors, theirs.encode(texts, prompt_name=prompt))
+            assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(texts)))
 
 
 def test_plain_directory_pools_the_last_token(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Scripts written for vLLM: what is passed over with one warning, and what is refused."""
+
+import logging
+
+import pytest
+
+from jaxpool import LLM
+from tests.tiny import tiny_bert
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_script_runs_unchanged(directory, caplog, monkeypatch):
+    monkeypatch.setattr("jaxpool.log._said", set())
+    arguments = {"enforce_eager": True, "gpu_memory_utilization": 0.8, "max_num_seqs": 16, "seed": 0}
+    with caplog.at_level(logging.WARNING, "jaxpool"):
+        for _ in range(2):
+            LLM(directory, runner="pooling", convert="embed", quantization=None, **arguments).close()
+    warnings = [r.message for r in caplog.records if "change nothing" in r.message]
+    assert len(warnings) == 1
+    assert all(name in warnings[0] for name in arguments)
+    assert "quantization" not in warnings[0]
+
+
+REFUSED = [
+    ({"quantization": "fp8"}, ValueError, "quantization is 'fp8': it would change the answer"),
+    ({"enable_lora": True}, ValueError, "enable_lora"),
+    ({"rope_scaling": {"factor": 2}}, ValueError, "rope_scaling"),
+    ({"runner": "generate"}, ValueError, "runner is 'generate', expected one of"),
+    ({"convert": "reward"}, ValueError, "convert is 'reward'"),
+    ({"no_such_thing": 1, "nor_this": 2}, TypeError, "no_such_thing, nor_this"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), REFUSED, ids=str)
+def test_what_is_refused(directory, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        LLM(directory, **arguments)
