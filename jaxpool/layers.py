@@ -61,6 +61,7 @@ def _gelu_tanh(x: Array) -> Array:
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     # Hugging Face's `hidden_act` names.
     "gelu": _gelu,
+    "gelu_python": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_fast": _gelu_tanh,

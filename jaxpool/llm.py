@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ from jaxpool.outputs import EmbeddingRequestOutput, PoolingOutput, PoolingReques
 from jaxpool.pooler_config import PoolerConfig
 from jaxpool.pooling_params import Options, PoolingParams, spread
 from jaxpool.progress import Progress, UseTqdm
-from jaxpool.prompts import Parsed, check_ids, parse_prompt, parse_prompts
+from jaxpool.prompts import Parsed, check_ids, parse_prompt, parse_prompts, parse_text
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Replica, Runner, Stats
 from jaxpool.sharding import DATA, param_sharding, replica_meshes
@@ -120,17 +120,26 @@ class LLM:
         pooling = PoolerConfig.of(pooler_config or override_pooler_config)
         self.recipe = _with_length(pooling.apply(read_recipe(directory, hf_overrides)), max_model_len)
         self.model = os.fspath(model)
-        tokenizer_directory = hub.resolve(tokenizer) if tokenizer else self.recipe.backbone_directory
+        tokenizer_directory = (
+            hub.resolve_tokenizer(tokenizer, hf_token) if tokenizer else self.recipe.backbone_directory
+        )
         self._tokenizer = load_tokenizer(tokenizer_directory, lower_case=self.recipe.lower_case)
         if self._tokenizer.vocab_size > self.recipe.config.vocab_size:
             raise ValueError(
                 f"{tokenizer_directory}: the tokenizer has {self._tokenizer.vocab_size} tokens, the model "
                 f"{self.recipe.config.vocab_size} embeddings"
             )
+        if self.recipe.max_length <= self._tokenizer.special_count:
+            raise ValueError(
+                f"max_model_len is {self.recipe.max_length}, expected more than the tokenizer's "
+                f"{self._tokenizer.special_count} special tokens"
+            )
         meshes = replica_meshes(data_parallel_size, mesh)
         device = meshes[0].devices.flat[0]
         self.dtype = resolve_dtype(dtype, device.platform)
         shards = meshes[0].shape[DATA]
+        if max_num_batched_tokens is not None and max_num_batched_tokens < 1:
+            raise ValueError(f"max_num_batched_tokens is {max_num_batched_tokens}, expected at least 1")
         budget = max_num_batched_tokens or memory.token_budget(self.recipe, self.dtype, device) * shards
         self._ladder = make_ladder(self.recipe.max_length, budget, packed=not deterministic, row_multiple=shards)
         self._meshes = meshes
@@ -171,7 +180,7 @@ class LLM:
             One output a prompt, in order; `.outputs.data` is float32 [D], or [T, D] with pooling "ALL".
 
         Raises:
-            ValueError: something that is no prompt, too long, empty or out of vocabulary. Nothing is computed then.
+            ValueError: something that is no prompt, too long, empty or out of vocabulary; the call gives nothing then.
         """
         parsed = parse_prompts(prompts)
         reading = self._reading(self._default_prompt(), truncate_prompt_tokens)
@@ -249,7 +258,7 @@ class LLM:
             float32 [D] a text.
 
         Raises:
-            ValueError: as `embed_array`, when the text in question is reached.
+            ValueError: as `embed_array`, when the text in question is drawn (up to a few thousand before its turn).
         """
         self._one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):
@@ -306,7 +315,7 @@ class LLM:
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None:
-            return prompt
+            return parse_text(prompt, "prompt")
         if prompt_name is None:
             return self._default_prompt()
         if prompt_name not in self.recipe.prompts:
@@ -317,6 +326,8 @@ class LLM:
         longest = self.recipe.max_length
         if truncate is None:
             return _Reading(prompt, longest, cut=False)
+        if not isinstance(truncate, int):
+            raise ValueError(f"truncate_prompt_tokens is {truncate!r}, expected an int or None")
         if truncate > longest:
             raise ValueError(
                 f"truncate_prompt_tokens value ({truncate}) is greater than max_model_len ({longest}). "
@@ -343,6 +354,7 @@ class LLM:
     def _run(
         self, requests: Iterable[Request], reading: _Reading, use_tqdm: UseTqdm, total: int | None
     ) -> Iterator[tuple[TokenSequence, np.ndarray]]:
+        self._runner.check_open()
         skip = 0 if self.recipe.include_prompt or not reading.prompt else self._tokenizer.prompt_length(reading.prompt)
         work = ((start, window, reading, skip) for start, window in pipeline.windows(requests))
         progress = Progress(use_tqdm, total)
@@ -351,6 +363,8 @@ class LLM:
                 for sequence, rows in pipeline.execute(tokenised, self._runner):
                     yield sequence, rows
                     progress.update(len(sequence.owners), len(sequence.ids))
+        except CancelledError:
+            raise RuntimeError("this LLM was closed while it worked on this call") from None
         finally:
             progress.close()
 
@@ -358,7 +372,7 @@ class LLM:
         waiting: dict[int, np.ndarray] = {}
         following = 0
         for sequence, rows in self._run(requests, reading, use_tqdm, None):
-            waiting |= dict.fromkeys(sequence.owners, rows.copy())
+            waiting |= {owner: rows.copy() for owner in sequence.owners}
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
@@ -379,7 +393,7 @@ class LLM:
                 ids, total = encoded[item].ids, encoded[item].total
             else:
                 whole = check_ids(np.frombuffer(item, np.int32), self.recipe.config.vocab_size, name)
-                ids, total = whole[: reading.limit], len(whole)
+                ids, total = self._tokenizer.cut_ids(whole, reading.limit), len(whole)
             if total > len(ids) and not reading.cut:
                 raise ValueError(
                     f"{name}: This model's maximum context length is {reading.limit} tokens. However, your prompt "

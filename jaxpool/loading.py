@@ -33,12 +33,11 @@ def parts(recipe: Recipe) -> Iterator[tuple[str, Path, Table, Tree]]:
     """The recipe's parameters by where they are stored: (path in the tree, folder, table, specs)."""
     specs = param_specs(recipe)
     yield "backbone", recipe.backbone_directory, backbone_table(recipe), specs["backbone"]
-    folders = iter(recipe.module_folders)
     for name, modules in (("tokens", recipe.token_modules), ("head", recipe.modules)):
         for i in range(len(modules)):
-            folder = next(folders, "")
             if own := specs.get(name, {}).get(str(i)):
-                yield f"{name}/{i}", recipe.directory / folder, head.TABLE, own
+                path = f"{name}/{i}"
+                yield path, recipe.directory / recipe.module_folders[path], head.TABLE, own
 
 
 def is_converted(directory: Path) -> bool:
@@ -72,16 +71,17 @@ def check(recipe: Recipe) -> None:
         pass
 
 
-def load(recipe: Recipe, place: Place) -> Tree:
+def load(recipe: Recipe, place: Place, *, exact: bool = False) -> Tree:
     """Reads every declared parameter, leaf by leaf. Errors as `stored`.
 
     Args:
         place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
+        exact: whether layers stored in several dtypes, which stacking would convert, are an error.
     """
     flat: dict[str, Any] = {}
     for prefix, checkpoint, binding in stored(recipe):
         for path, leaf in binding.items():
-            flat[prefix + path] = place(prefix + path, leaf, partial(leaf.read, checkpoint.read))
+            flat[prefix + path] = place(prefix + path, leaf, partial(leaf.read, checkpoint.read, exact=exact))
     return unflatten(flat)
 
 
@@ -106,7 +106,7 @@ def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
 
 def load_stored(recipe: Recipe) -> Tree:
     """The parameters as numpy arrays in their stored dtypes, optional ones that the checkpoint has included."""
-    return load(with_optional(recipe), lambda path, leaf, read: read(None))
+    return load(with_optional(recipe), lambda path, leaf, read: read(None), exact=True)
 
 
 def with_optional(recipe: Recipe) -> Recipe:

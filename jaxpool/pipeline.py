@@ -37,11 +37,13 @@ def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[
     The arguments themselves are drawn in the reader's thread: a database cursor may stand behind them.
     """
     pending: deque[Future[T]] = deque()
+    depth = 0  # the first result is handed on at once; then the lead grows
     try:
         for args in arguments:
             pending.append(executor.submit(work, *args))
-            if len(pending) > _WINDOWS_AHEAD:
+            if len(pending) > depth:
                 yield pending.popleft().result()
+                depth = min(depth + 1, _WINDOWS_AHEAD)
         while pending:
             yield pending.popleft().result()
     finally:
@@ -63,7 +65,7 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tup
         plans, kept = plan([len(s.ids) for s in sequences], runner.ladder, flush=flush)
         held = [sequences[i] for i in kept]
         for batch in plans:
-            while len(running) >= limit:
+            while len(running) >= limit or (running and running[0][2].done()):
                 yield from _unpack(*running.popleft(), runner.per_token)
             running.append((batch, sequences, runner.submit(batch, sequences)))
 

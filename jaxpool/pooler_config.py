@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxpool.heads import Normalize
 from jaxpool.recipe import Recipe
+from jaxpool.sentence_transformers import width_behind
 
 # vLLM's name -> the pooler's.
 POOLING_TYPES = {
@@ -36,7 +37,7 @@ class PoolerConfig:
     use_activation: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.pooling_type is not None and self.pooling_type.upper() not in POOLING_TYPES:
+        if self.pooling_type is not None and str(self.pooling_type).upper() not in POOLING_TYPES:
             raise ValueError(f"pooling_type is {self.pooling_type!r}, expected one of {list(POOLING_TYPES)}")
         if None not in (self.normalize, self.use_activation) and self.normalize != self.use_activation:
             raise ValueError("PoolerConfig: `normalize` and `use_activation` contradict each other")
@@ -56,11 +57,18 @@ class PoolerConfig:
         return cls(**(value or {}))
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with this configuration over it."""
+        """The recipe with this configuration over it.
+
+        Raises:
+            ValueError: the pooling's vectors do not fit the checkpoint's modules.
+        """
         if self.pooling_type is not None:
             recipe = replace(recipe, pooling=(POOLING_TYPES[self.pooling_type.upper()],))
+            width = replace(recipe, modules=()).vector_size
+            for module in recipe.modules:
+                width = width_behind(module, width, f"pooler_config (pooling_type {self.pooling_type!r})")
         normalise = self.normalize if self.normalize is not None else self.use_activation
-        if normalise is not None:
-            kept = tuple(m for m in recipe.modules if not isinstance(m, Normalize))
-            recipe = replace(recipe, modules=(*kept, Normalize()) if normalise else kept)
+        if normalise is not None and normalise != recipe.ends_normalised:
+            # An inner Normalize is part of the model's maths; only the last one is a choice.
+            recipe = replace(recipe, modules=(*recipe.modules, Normalize()) if normalise else recipe.modules[:-1])
         return recipe

@@ -91,7 +91,9 @@ def _parse_dict(prompt: Mapping[str, Any], name: str) -> Parsed:
 
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.ndim == 1 and value.size > 0 and np.issubdtype(value.dtype, np.integer)
+        if value.ndim != 1 or value.size == 0 or not np.issubdtype(value.dtype, np.integer):
+            return False
+        return bool(value.min() >= -(2**31) and value.max() < 2**31)  # wider ones would wrap to other tokens
     return (
         isinstance(value, (list, tuple))
         and len(value) > 0

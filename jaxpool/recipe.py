@@ -15,6 +15,7 @@ from jaxpool.converters.checkpoint import read_json
 from jaxpool.heads import Dense, Module, Normalize
 from jaxpool.log import once
 from jaxpool.models import Family, find_family
+from jaxpool.models.hf_config import NUMBER, TEXTS
 
 HFOverrides = Mapping[str, Any]
 
@@ -38,6 +39,7 @@ class Recipe:
         truncate_dim: keep the first entries of the finished vector (not normalised again).
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         source: "sentence-transformers" or "defaults", for the reader of the recipe.
+        module_folders: where each module's files lie, by its path among the parameters ("tokens/0", "head/1").
     """
 
     directory: Path
@@ -56,7 +58,7 @@ class Recipe:
     truncate_dim: int | None = None
     similarity: str = "cosine"
     source: str = "defaults"
-    module_folders: tuple[str, ...] = ()
+    module_folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def backbone_directory(self) -> Path:
@@ -123,6 +125,7 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None) -> Rec
     if not isinstance(hf, dict):
         raise ValueError(f"{config_file} holds a {type(hf).__name__}, expected an object")
     hf = {**hf, **(hf_overrides or {})}
+    TEXTS.check(hf.get("architectures"), config_file, "architectures")
     family, architecture = find_family(hf)
     config = family.config_from_hf(hf)
     recipe = Recipe(directory, architecture, family, config, hf, pooling=(family.pooling,))
@@ -151,5 +154,9 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None) -> Rec
 def _tokenizer_length(directory: Path) -> int | None:
     # transformers writes 1e30 where there is no limit.
     file = directory / "tokenizer_config.json"
-    length = read_json(file).get("model_max_length") if file.exists() else None
-    return int(length) if isinstance(length, (int, float)) and 0 < length < 1e9 else None
+    values = read_json(file) if file.exists() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a {type(values).__name__}, expected an object")
+    length = values.get("model_max_length")
+    NUMBER.check(length, file, "model_max_length")
+    return int(length) if length is not None and 0 < length < 1e9 else None

@@ -8,9 +8,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +23,10 @@ from jaxpool.log import logger
 from jaxpool.params import Tree
 from jaxpool.sharding import rows_sharding
 
-# Batches in flight on one replica: the next is dispatched before the last is copied back.
-_IN_FLIGHT = 2
+# Batches in flight on one replica: on a chip the next is dispatched before the last is copied back. A CPU has no
+# copy to hide, and a second batch would be better off on another core.
+_IN_FLIGHT = {"cpu": 1}
+_IN_FLIGHT_ON_CHIPS = 2
 
 # What goes with each sequence beside its ids and length.
 _OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths"))
@@ -68,6 +70,7 @@ class Replica:
 
     def __init__(self, mesh: Mesh, params: Tree, program: Callable[[Tree, Inputs], jax.Array], stats: Stats) -> None:
         self.mesh = mesh
+        self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
         self._params = params
         self._rows = rows_sharding(mesh)
         self._jitted = jax.jit(program, out_shardings=self._rows)
@@ -100,7 +103,35 @@ class _Work:
     future: Future[np.ndarray]
 
 
-def _serve(replica: Replica, work: queue.SimpleQueue[_Work | None]) -> None:
+class _WorkQueue:
+    """Batches waiting for a replica. Once closed it takes no more, and what still waits is cancelled."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def put(self, item: _Work) -> None:
+        with self._lock:
+            if self.closed:
+                raise RuntimeError("this LLM is closed")
+            self._items.put(item)
+
+    def get(self, block: bool) -> _Work | None:
+        """The next batch, or None once closed. Raises `queue.Empty` if there is none and `block` is false."""
+        return self._items.get(block=block)
+
+    def close(self, readers: int) -> None:
+        with self._lock:
+            self.closed = True
+            with suppress(queue.Empty):
+                while item := self._items.get_nowait():
+                    item.future.cancel()
+            for _ in range(readers):
+                self._items.put(None)
+
+
+def _serve(replica: Replica, work: _WorkQueue) -> None:
     """A replica's thread: dispatches the next batch before it waits for the last."""
     running: deque[tuple[_Work, jax.Array]] = deque()
 
@@ -108,7 +139,7 @@ def _serve(replica: Replica, work: queue.SimpleQueue[_Work | None]) -> None:
         item, output = running.popleft()
         try:
             item.future.set_result(np.asarray(output))
-        except Exception as error:
+        except BaseException as error:
             item.future.set_exception(error)
 
     while True:
@@ -125,9 +156,9 @@ def _serve(replica: Replica, work: queue.SimpleQueue[_Work | None]) -> None:
             continue
         try:
             running.append((item, replica.dispatch(item.shape, item.inputs)))
-        except Exception as error:
+        except BaseException as error:  # whatever it is, somebody waits for this future
             item.future.set_exception(error)
-        if len(running) >= _IN_FLIGHT:
+        if len(running) >= replica.in_flight:
             finish()
 
 
@@ -146,7 +177,7 @@ class Runner:
         self.per_token = per_token
         self.ladder = ladder
         self.stats = stats
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._work = _WorkQueue()
         self._threads = [
             threading.Thread(target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True)
             for i, replica in enumerate(replicas)
@@ -164,14 +195,15 @@ class Runner:
 
         Returns:
             A future of the program's float32 output [R, M, D] (or [R, T, D]).
+
+        Raises:
+            RuntimeError: the runner is closed.
         """
-        if not self._stop.alive:
-            raise RuntimeError("this LLM is closed")
         inputs = fill(plan, sequences)
-        used = int(inputs.lengths.sum())
-        self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
         item = _Work(plan.shape, inputs, Future())
         self._work.put(item)
+        used = int(inputs.lengths.sum())
+        self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
         return item.future
 
     def warmup(self) -> None:
@@ -182,6 +214,7 @@ class Runner:
         Raises:
             jax.errors.JaxRuntimeError: it does not fit at half the budget either.
         """
+        self.check_open()
         try:
             self._run_all()
         except jax.errors.JaxRuntimeError as error:
@@ -203,15 +236,19 @@ class Runner:
             for output in [replica.dispatch(shape, empty) for replica in self.replicas]:
                 output.block_until_ready()
 
+    def check_open(self) -> None:
+        """Raises RuntimeError once closed."""
+        if self._work.closed:
+            raise RuntimeError("this LLM is closed")
+
     def close(self) -> None:
-        """Ends the replicas' threads when what is queued is done. Idempotent; also done at exit."""
+        """Ends the replicas' threads; batches that wait are cancelled. Idempotent; also done at exit."""
         self._stop()
 
 
-def _stop(work: queue.SimpleQueue[Any], threads: list[threading.Thread]) -> None:
+def _stop(work: _WorkQueue, threads: list[threading.Thread]) -> None:
     # A thread left inside XLA while the interpreter ends takes the process down, hence the join.
-    for _ in threads:
-        work.put(None)
+    work.close(len(threads))
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join()

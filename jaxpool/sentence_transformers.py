@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxpool.converters.checkpoint import read_json
 from jaxpool.heads import Dense, LayerNorm, Module, Normalize
+from jaxpool.models.hf_config import ANYTHING, FLAG, OBJECT, SIZE, TEXT, TEXTS, Kind
 from jaxpool.poolers import POOLERS
 
 _TRANSFORMER_FILES = tuple(
@@ -37,6 +38,12 @@ _POOLING_FLAGS = {
 # Every model of sentence-transformers has prompts of these names.
 _DEFAULT_PROMPTS = {"query": "", "document": ""}
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_NAMES = {"module_input_name": TEXT, "module_output_name": TEXT}
+_PROMPTS = Kind(
+    "an object of strings",
+    lambda value: isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()),
+)
+_MODES = Kind("a string or a list of strings", lambda value: TEXT.fits(value) or (TEXTS.fits(value) and value != []))
 
 
 def is_sentence_transformer(directory: Path) -> bool:
@@ -45,11 +52,32 @@ def is_sentence_transformer(directory: Path) -> bool:
 
 
 def backbone_directory(directory: Path) -> Path:
-    """Where the transformer's own files lie: the directory itself, or the folder of the first module."""
+    """Where the transformer's own files lie: the directory itself, or the folder of the first module.
+
+    Raises:
+        ValueError: the first module is no Transformer, so there is no such folder.
+    """
     if not is_sentence_transformer(directory):
         return directory
-    modules = _modules(directory)
-    return directory / modules[0]["path"] if modules else directory
+    file, first = directory / "modules.json", _modules(directory)[0]
+    if _kind(first, file) != "Transformer":
+        raise ValueError(f"{file}: the first module is {first['type']!r}, expected a Transformer")
+    return directory / first["path"]
+
+
+def width_behind(module: Module, width: int, source: object) -> int:
+    """The width of the vectors behind a module that gets them of `width`.
+
+    Args:
+        source: where the module (or what stands before it) was asked for, for the error.
+
+    Raises:
+        ValueError: the module takes vectors of another width.
+    """
+    takes = module.inputs if isinstance(module, Dense) else module.width if isinstance(module, LayerNorm) else width
+    if takes != width:
+        raise ValueError(f"{source}: {type(module).__name__} takes vectors of {takes}, but gets vectors of {width}")
+    return module.outputs if isinstance(module, Dense) else width
 
 
 def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -> dict[str, Any]:
@@ -64,28 +92,28 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
         ValueError: a module type or key that is not understood, or modules in an order that makes no vector.
     """
     modules_file = directory / "modules.json"
-    first, *rest = _modules(directory)
-    if _kind(first, modules_file) != "Transformer":
-        raise ValueError(f"{modules_file}: the first module is {first['type']!r}, expected a Transformer")
-    fields = _read_transformer(directory / first["path"], limits) | _read_model_config(directory)
+    fields = _read_transformer(backbone_directory(directory), limits) | _read_model_config(directory)
     token_modules: list[Module] = []
     modules: list[Module] = []
-    folders: list[str] = []
-    for entry in rest:
+    folders: dict[str, str] = {}
+    width = hidden_size  # of the vectors that come out of what was read so far
+    for entry in _modules(directory)[1:]:
         kind = _kind(entry, modules_file)
         file = directory / entry["path"] / "config.json"
         if kind == "Pooling":
             if "pooling" in fields:
                 raise ValueError(f"{modules_file}: two Pooling modules")
-            width = next((m.outputs for m in reversed(token_modules) if isinstance(m, Dense)), hidden_size)
             fields |= _read_pooling(file, width)
+            width *= len(fields["pooling"])
         elif kind in _MODULES:
             module, on_tokens = _MODULES[kind](file)
             if on_tokens == ("pooling" in fields):
                 raise ValueError(f"{file}: {kind} reads {'token' if on_tokens else 'sentence'} embeddings on the "
                                  "wrong side of the Pooling")  # fmt: skip
-            (token_modules if on_tokens else modules).append(module)
-            folders.append(entry["path"])
+            name, chain = ("tokens", token_modules) if on_tokens else ("head", modules)
+            folders[f"{name}/{len(chain)}"] = entry["path"]
+            chain.append(module)
+            width = width_behind(module, width, file)
         elif kind != "Dropout":
             known = ["Transformer", "Pooling", "Dropout", *_MODULES]
             raise ValueError(f"{modules_file}: module type {entry['type']!r} is not supported (supported: {known})")
@@ -94,7 +122,7 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
     return fields | {
         "token_modules": tuple(token_modules),
         "modules": tuple(modules),
-        "module_folders": tuple(folders),
+        "module_folders": folders,
         "source": "sentence-transformers",
     }
 
@@ -106,39 +134,53 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{file}: expected a list of objects with `type` and `path`")
     if not modules:
         raise ValueError(f"{file}: no modules")
+    for path in (module["path"] for module in modules):
+        # What is read, and written by `convert`, stays inside the model's directory.
+        if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ValueError(f"{file}: module path {path!r} leads out of the model's directory")
     return modules  # in the order of the list, as sentence-transformers does; nobody reads `idx`
 
 
 def _kind(entry: Mapping[str, Any], file: Path) -> str:
-    package, _, kind = entry["type"].rpartition(".")
+    TEXT.check(entry["type"], file, "type")
+    package, _, kind = str(entry["type"]).rpartition(".")
     if package.split(".")[0] != "sentence_transformers":
         raise ValueError(f"{file}: module type {entry['type']!r} is code of the checkpoint's own, which is never run")
     return kind
 
 
-def _read_object(file: Path, known: Collection[str]) -> dict[str, Any]:
+def _read_object(file: Path, known: Mapping[str, Kind]) -> dict[str, Any]:
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected an object")
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{file}: unknown keys {unknown}")
+    for name, value in values.items():
+        known[name].check(value, file, name)
     return values
+
+
+def _need(file: Path, values: Mapping[str, Any], name: str) -> Any:
+    if values.get(name) is None:
+        raise ValueError(f"{file}: `{name}` is missing")
+    return values[name]
 
 
 def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[str, Any]:
     file = next((backbone / name for name in _TRANSFORMER_FILES if (backbone / name).exists()), None)
-    old = ("max_seq_length", "do_lower_case", "model_args", "tokenizer_args", "config_args")
-    new = ("transformer_task", "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs",
-           "model_kwargs", "processor_kwargs", "config_kwargs")  # fmt: skip
-    values = _read_object(file, old + new) if file else {}
-    for name in (
-        "model_args",
-        "tokenizer_args",
-        "config_args",
-        "model_kwargs",
-        "processor_kwargs",
-        "config_kwargs",
-    ):
+    arguments = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
+    known = {
+        "max_seq_length": SIZE,
+        "do_lower_case": FLAG,
+        "transformer_task": TEXT,
+        "modality_config": OBJECT,
+        "module_output_name": TEXT,
+        "processing_kwargs": OBJECT,
+        "unpad_inputs": ANYTHING,
+        **dict.fromkeys(arguments, OBJECT),
+    }
+    values = _read_object(file, known) if file else {}
+    for name in arguments:
         harmless = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "padding_side"}
         if unknown := sorted(set(values.get(name) or {}) - harmless):
             raise ValueError(f"{file}: `{name}` sets {unknown}, which is not understood")
@@ -163,8 +205,15 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
     file = directory / "config_sentence_transformers.json"
     if not file.exists():
         return {"prompts": _DEFAULT_PROMPTS}
-    known = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "model_type", "truncate_dim",
-             "requirements")  # fmt: skip
+    known = {
+        "__version__": ANYTHING,
+        "prompts": _PROMPTS,
+        "default_prompt_name": TEXT,
+        "similarity_fn_name": TEXT,
+        "model_type": TEXT,
+        "truncate_dim": SIZE,
+        "requirements": ANYTHING,
+    }
     values = _read_object(file, known)
     kind = values.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -187,16 +236,14 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
 
 
 def _read_pooling(file: Path, token_width: int) -> dict[str, Any]:
-    values = _read_object(
-        file,
-        (
-            "word_embedding_dimension",
-            "embedding_dimension",
-            "pooling_mode",
-            "include_prompt",
-            *_POOLING_FLAGS,
-        ),
-    )
+    known = {
+        "word_embedding_dimension": SIZE,
+        "embedding_dimension": SIZE,
+        "pooling_mode": _MODES,
+        "include_prompt": FLAG,
+        **dict.fromkeys(_POOLING_FLAGS, FLAG),
+    }
+    values = _read_object(file, known)
     width = values.get("embedding_dimension", values.get("word_embedding_dimension"))
     if width is not None and width != token_width:
         raise ValueError(f"{file}: pools vectors of {width}, but the model's have {token_width}")
@@ -219,29 +266,35 @@ def _on_tokens(file: Path, values: Mapping[str, Any]) -> bool:
 
 
 def _read_dense(file: Path) -> tuple[Module, bool]:
-    known = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
-             "use_residual")  # fmt: skip
+    known = {
+        "in_features": SIZE,
+        "out_features": SIZE,
+        "bias": FLAG,
+        "activation_function": TEXT,
+        "use_residual": FLAG,
+        **_NAMES,
+    }
     values = _read_object(file, known)
     name = values.get("activation_function", "torch.nn.modules.activation.Tanh")
     if name not in _ACTIVATIONS:
         raise ValueError(f"{file}: `activation_function` is {name!r}, expected one of {sorted(_ACTIVATIONS)}")
     module = Dense(
-        inputs=values["in_features"],
-        outputs=values["out_features"],
-        bias=values.get("bias", True),
+        inputs=_need(file, values, "in_features"),
+        outputs=_need(file, values, "out_features"),
+        bias=bool(values.get("bias", True)),
         activation=_ACTIVATIONS[name],
-        residual=values.get("use_residual", False),
+        residual=bool(values.get("use_residual", False)),
     )
     return module, _on_tokens(file, values)
 
 
 def _read_layer_norm(file: Path) -> tuple[Module, bool]:
-    return LayerNorm(_read_object(file, ("dimension",))["dimension"]), False
+    return LayerNorm(_need(file, _read_object(file, {"dimension": SIZE}), "dimension")), False
 
 
 def _read_normalize(file: Path) -> tuple[Module, bool]:
     # Older checkpoints have no such file, often not even the folder.
-    values = _read_object(file, ("module_input_name", "module_output_name")) if file.exists() else {}
+    values = _read_object(file, _NAMES) if file.exists() else {}
     return Normalize(), _on_tokens(file, values)
 
 

@@ -57,10 +57,12 @@ class Tokenizer:
 
     Args:
         backend: the `tokenizers.Tokenizer`, with truncation and padding off.
+        truncation_side: "right" cuts the end of a text that is too long, "left" its beginning.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, truncation_side: str = "right") -> None:
         self._backend = backend
+        self._truncation_side = truncation_side
         probe = backend.encode("a")
         special = probe.special_tokens_mask
         self._prefix = next((i for i, s in enumerate(special) if not s), 0)
@@ -94,15 +96,19 @@ class Tokenizer:
         ]
 
     def _encode_long(self, text: str, limit: int, chars: int) -> Encoded:
-        """Tokenises only as much of a huge text as is needed for the same first ids.
+        """Tokenises only as much of a huge text as is needed for the same kept ids.
 
         The text is cut before a blank, where no pre-tokenizer joins what is on the two sides; a margin of
         tokens in front of the cut is not trusted. Too few tokens: four times the text.
         """
         while chars < len(text):
-            blank = text.rfind(" ", chars // 2, chars)
-            head = text[: blank if blank > 0 else chars]
-            ids = self._backend.encode_batch_fast([head])[0].ids
+            if self._truncation_side == "left":
+                blank = text.find(" ", len(text) - chars, len(text) - chars // 2)
+                part = text[blank if blank >= 0 else len(text) - chars :]
+            else:
+                blank = text.rfind(" ", chars // 2, chars)
+                part = text[: blank if blank > 0 else chars]
+            ids = self._backend.encode_batch_fast([part])[0].ids
             if len(ids) >= limit + _MARGIN:
                 return self._cut(ids, limit)
             chars *= 4
@@ -112,9 +118,14 @@ class Tokenizer:
         total = len(ids)
         array = np.asarray(ids, np.int32)
         if total > limit:
-            kept = max(limit - self._suffix, 0)
-            array = np.concatenate([array[:kept], array[total - self._suffix :]])[:limit]
+            first, last = self._prefix, total - self._suffix
+            content = self.cut_ids(array[first:last], max(limit - self.special_count, 0))
+            array = np.concatenate([array[:first], content, array[last:]])[:limit]
         return Encoded(array, total)
+
+    def cut_ids(self, ids: np.ndarray, limit: int) -> np.ndarray:
+        """The `limit` ids that the tokenizer's truncation side keeps."""
+        return ids[-limit:] if self._truncation_side == "left" and limit else ids[:limit]
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt, a closing special token left out, as sentence-transformers counts them."""
@@ -151,7 +162,7 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
     backend.no_padding()
     if lower_case:
         _prepend_lower_case(backend)
-    return Tokenizer(backend)
+    return Tokenizer(backend, _truncation_side(directory / "tokenizer_config.json"))
 
 
 def _apply_tokenizer_config(backend: Any, directory: Path) -> None:
@@ -213,6 +224,14 @@ _REBUILT: Mapping[str, Callable[[Any, dict[str, Any]], None]] = {
     "GemmaTokenizer": _as_gemma,
     "Qwen2Tokenizer": _as_qwen2,
 }
+
+
+def _truncation_side(file: Path) -> str:
+    config = read_json(file) if file.exists() else {}
+    side = config.get("truncation_side") or "right"
+    if side not in ("left", "right"):
+        raise ValueError(f"{file}: `truncation_side` is {side!r}, expected 'left' or 'right'")
+    return side
 
 
 def _prepend_lower_case(backend: Any) -> None:

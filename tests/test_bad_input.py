@@ -37,6 +37,7 @@ BAD_PROMPTS = [
     ([[1, 10**9]], "out of vocabulary"),
     ([[-1, 2]], "out of vocabulary"),
     ([[2**40]], r"prompts\[0\]"),
+    (np.array([2**32 + 5]), "prompts"),
     ({"prompt": None}, "got None"),
     ({"prompt_token_ids": []}, "at least one int"),
     ({"text": "x"}, "keys"),
@@ -122,6 +123,17 @@ def test_a_stream_of_letters_is_a_mistake(llm, texts):
         llm.embed_stream(texts)
 
 
+@pytest.mark.parametrize("prompt", [5, "\ud83d"])
+def test_a_prompt_that_is_no_text(llm, prompt):
+    with pytest.raises(ValueError, match="prompt: "):
+        llm.embed_array(["the fox"], prompt=prompt)
+
+
+def test_truncating_to_no_number(llm):
+    with pytest.raises(ValueError, match="truncate_prompt_tokens is '5'"):
+        llm.embed("the fox", truncate_prompt_tokens="5", use_tqdm=False)
+
+
 def test_prompts_by_name(llm):
     with pytest.raises(ValueError, match="prompt_name is 'nope'"):
         llm.embed_array(["the fox"], prompt_name="nope")
@@ -134,6 +146,8 @@ BAD_ARGUMENTS = [
     (dict(data_parallel_size=99), "data_parallel_size is 99"),
     (dict(max_model_len=10_000), "max_model_len is 10000"),
     (dict(max_model_len=0), "max_model_len is 0"),
+    (dict(max_model_len=2), "max_model_len is 2, expected more than the tokenizer's 2 special tokens"),
+    (dict(max_num_batched_tokens=0), "max_num_batched_tokens is 0"),
     (dict(pooler_config={"pooling_type": "BEST"}), "pooling_type is 'BEST'"),
     (dict(pooler_config={"poling": "CLS"}), "unknown fields"),
     (dict(pooler_config={}, override_pooler_config={}), "one setting"),

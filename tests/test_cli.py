@@ -262,7 +262,7 @@ def test_info_says_what_an_llm_says(model, capsys):
     assert said["weights"] == {"fit": True, "problem": None}
     dense = {"type": "Dense", "inputs": 32, "outputs": 16, "bias": True, "activation": "tanh", "residual": False}
     assert said["recipe"]["modules"] == [dense, {"type": "Normalize"}]
-    assert said["recipe"]["prompts"] == {"query": "query: ", "none": ""}
+    assert said["recipe"]["prompts"] == {"query": "query: ", "document": "", "none": ""}
 
 
 def test_info_on_weights_that_do_not_fit(tmp_path, capsys, no_reading):

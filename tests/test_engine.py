@@ -69,7 +69,7 @@ def test_nothing_compiles_after_warmup(directory):
         llm.warmup()
         compiled = llm.stats.compilations
         assert compiled == len(llm._ladder.shapes) * len(llm._meshes)
-        for _ in llm.embed_stream(texts(3000, seed=5)):
+        for _ in llm.embed_stream(texts(10_000, seed=5, longest=30)):
             pass
         for t in texts(50, seed=6):
             llm.embed(t, truncate_prompt_tokens=-1, use_tqdm=False)
@@ -189,6 +189,69 @@ def test_closing(directory):
     engine.close()
     with pytest.raises(RuntimeError):
         engine.embed_array(["the fox"])
+
+
+def test_closing_under_load_leaves_nobody_waiting(directory):
+    engine = LLM(directory)
+    engine.warmup()
+    ended = []
+
+    def work(seed):
+        try:
+            while True:
+                engine.embed_array(texts(200, seed=seed))
+        except RuntimeError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
+    for t in threads:
+        t.start()
+    engine.embed_array(texts(200, seed=20))
+    engine.close()
+    for t in threads:
+        t.join(timeout=60)
+    assert len(ended) == 4
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.warmup()
+
+
+def test_vectors_of_duplicates_are_their_own(llm):
+    a, b = llm.embed_stream(["the fox", "the fox"])
+    a *= 2
+    assert not np.array_equal(a, b)
+
+
+def test_the_first_vectors_come_early(llm):
+    drawn = 0
+
+    def source():
+        nonlocal drawn
+        for t in texts(5000, seed=12, longest=5):
+            drawn += 1
+            yield t
+
+    stream = llm.embed_stream(source())
+    next(stream)
+    assert drawn <= 1000
+    stream.close()
+
+
+def test_cutting_the_left_side(directory, llm, tmp_path):
+    import json
+    import shutil
+
+    copy = shutil.copytree(directory, tmp_path / "left")
+    config = (
+        json.loads((copy / "tokenizer_config.json").read_text()) if (copy / "tokenizer_config.json").exists() else {}
+    )
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "truncation_side": "left"}))
+    long = " ".join(texts(50, seed=13)) + " seven small birds"
+    (whole,) = llm.embed("seven small birds", use_tqdm=False)
+    with LLM(copy) as left:
+        (cut,) = left.embed(long, truncate_prompt_tokens=5, use_tqdm=False)
+        (huge,) = left.embed(long * 500, truncate_prompt_tokens=5, use_tqdm=False)
+    assert cut.prompt_token_ids == whole.prompt_token_ids
+    assert huge.prompt_token_ids == whole.prompt_token_ids
 
 
 def test_a_forgotten_engine_ends_its_threads(directory):

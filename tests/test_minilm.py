@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.corpus import docstrings
 from jaxpool import LLM
+from jaxpool.batching import make_ladder, plan
 from tests.nasty import NASTY
 
 
@@ -42,6 +44,14 @@ def test_the_tokenizers_own_truncation_is_overridden(llm):
     assert len(out.prompt_token_ids) == 252
     (short,) = llm.embed("word", use_tqdm=False)
     assert len(short.prompt_token_ids) == 3
+
+
+def test_padding_of_real_text(llm):
+    texts = docstrings(2000)
+    for limit in (256, 512):
+        lengths = [len(e.ids) for e in llm._tokenizer.encode(texts, limit)]
+        plans, _ = plan(lengths, make_ladder(limit, 512))
+        assert 1 - sum(lengths) / sum(p.shape.area for p in plans) <= 0.1
 
 
 def test_bfloat16(golden):

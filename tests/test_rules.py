@@ -140,3 +140,15 @@ def test_only_the_rows_of_a_shard_are_read():
         lambda i: sizes.append(source[i].shape) or source[i], (6, 4, 2), (slice(0, 3), slice(1, 3), slice(None))
     )
     assert sizes == [(4, 3)]
+
+
+def test_layers_of_several_dtypes_are_not_converted_silently():
+    leaf = bind(SHAPES, TABLE, SPECS)["layers/query/kernel"]
+    dtypes = dict(zip(leaf.keys, (np.float32, np.float16, np.float32), strict=True))
+
+    def fetch(key, index):
+        return np.ones((4, 4), dtypes[key])[index]
+
+    assert leaf.read(fetch).dtype == np.float32
+    with pytest.raises(CheckpointError, match=r"'layers/query/kernel'.*'layer.1.query.weight' float16"):
+        leaf.read(fetch, exact=True)

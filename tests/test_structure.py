@@ -129,6 +129,25 @@ assert jaxpool.__version__ and set(dir(jaxpool)) >= {'LLM', 'load_params', 'Pool
     run(code)
 
 
+def test_quiet_where_transformers_is_needed(tmp_path):
+    import shutil
+
+    from jaxpool.hub import resolve
+
+    for name in ("vocab.txt", "tokenizer_config.json", "config.json"):
+        shutil.copy(resolve("all-MiniLM-L6-v2") / name, tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+from jaxpool.tokens import load_tokenizer
+assert load_tokenizer(Path({str(tmp_path)!r})).encode(["hello world"], 9)[0].ids.tolist() == [101, 7592, 2088, 102]
+assert 'transformers' in sys.modules
+"""
+    done = run(code)
+    assert done.stdout == ""
+    assert "PyTorch was not found" not in done.stderr
+
+
 def test_embedding_is_quiet_and_without_torch_or_transformers():
     code = """
 import sys

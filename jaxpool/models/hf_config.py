@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from math import isfinite
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What a value in a JSON file has to be: in words, and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def check(self, value: Any, file: object, name: str) -> None:
+        """Raises a `ConfigError` that names file and key, unless the value fits or is null."""
+        if value is not None and not self.fits(value):
+            raise ConfigError(f"{file}: `{name}` is {value!r}, expected {self.words}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and isfinite(value))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+ANYTHING = Kind("anything", lambda value: True)
+SIZE = Kind("a positive integer", lambda value: _is_integer(value) and value > 0)
+INTEGER = Kind("an integer", _is_integer)
+NUMBER = Kind("a number", _is_number)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool) or (_is_integer(value) and value in (0, 1)))
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of strings", _are_texts)
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+# What the families read, by kind; a value of another kind would end in a traceback far from the file.
+_KINDS: Mapping[str, Kind] = {
+    name: kind
+    for kind, names in {
+        SIZE: """
+            dim global_attn_every_n_layers head_dim hidden_dim hidden_size intermediate_size local_attention
+            max_position_embeddings n_heads n_layers num_attention_heads num_hidden_layers num_key_value_heads
+            relative_attention_num_buckets sliding_window_pattern type_vocab_size vocab_size
+        """,
+        INTEGER: "max_window_layers pad_token_id sliding_window",
+        NUMBER: """
+            attn_logit_softcapping global_rope_theta layer_norm_eps local_rope_theta norm_eps query_pre_attn_scalar
+            rms_norm_eps rope_local_base_freq rope_theta
+        """,
+        FLAG: """
+            attention_bias is_causal mlp_bias norm_bias use_bidirectional_attention use_sliding_window
+        """,
+        TEXT: "activation hidden_act hidden_activation model_type",
+        TEXTS: "architectures layer_types",
+        OBJECT: "rope_parameters rope_scaling",
+    }.items()
+    for name in names.split()
+}
 
 # Attributes of every config.json that have no say in the hidden states of a forward pass without dropout.
 _HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures auto_map
-    attention_dropout attention_probs_dropout_prob bad_words_ids begin_suppress_tokens bos_token_id classifier_dropout
-    cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path
+    _num_labels adapters add_pooling_layer architectures attention_dropout attention_probs_dropout_prob
+    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping emb_size
+    encoder_no_repeat_ngram_size eos_token_id eos_token_ids exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label initializer_factor
-    initializer_range is_matryoshka label2id language layerdrop length_penalty mask_token_id matryoshka_dimensions
-    max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_past output_scores pad_token_id prefix problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sbert_ce_default_activation_function sentence_transformers sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype
-    torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    initializer_range is_composition is_matryoshka label2id language layerdrop length_penalty mask_token_id
+    matryoshka_dimensions max_length max_seq_length min_length model_max_length model_parallel model_type name
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_past output_scores pad_token_id prefix problem_type remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sbert_ce_default_activation_function
+    sentence_transformers sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_mode
+    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache xla_device
     """.split()
 )
 
 # Attributes of every config.json that would change the hidden states: only these values are understood.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
-    "chunk_size_feed_forward": (0,),
     "cross_attention_hidden_size": (None,),
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),
@@ -55,21 +116,26 @@ class HFConfig:
 
     def get(self, name: str, default: Any) -> Any:
         """The attribute's value, or `default` where it is missing or null."""
-        self._read.add(name)
-        value = self._values.get(name)
+        value = self._value(name)
         return default if value is None else value
 
     def nullable(self, name: str, default: Any) -> Any:
         """The attribute's value, null included, or `default` where it is missing."""
-        self._read.add(name)
-        return self._values.get(name, default)
+        value = self._value(name)
+        return value if name in self._values else default
 
     def need(self, name: str) -> Any:
         """The attribute's value; missing is an error."""
-        self._read.add(name)
-        if self._values.get(name) is None:
+        value = self._value(name)
+        if value is None:
             raise ConfigError(f"config.json: `{name}` is missing")
-        return self._values[name]
+        return value
+
+    def _value(self, name: str) -> Any:
+        self._read.add(name)
+        value = self._values.get(name)
+        _KINDS.get(name, ANYTHING).check(value, "config.json", name)
+        return value
 
     def only(self, name: str, *allowed: Any) -> None:
         """Accepts the attribute missing, null, or with one of the `allowed` values."""
