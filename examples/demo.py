@@ -13,14 +13,14 @@ HERE = Path(__file__).parent
 TEXTS = HERE / "data" / "proverbs.txt"
 OUTPUT = HERE.parent / "out" / "proverbs.npy"
 
-# Said plainly; the proverb that says the same should come first.
+# Said plainly; a proverb that says the same should be among the first.
 MEANINGS = (
     "Do not judge something by how it looks.",
+    "You learn who your friends are when you are in trouble.",
+    "If you hurry, you make mistakes.",
+    "Children turn out like their parents.",
+    "Money does not make you happy.",
     "People who are alike spend time together.",
-    "It is wise not to put everything you have into one venture.",
-    "Small problems should be dealt with before they grow.",
-    "If several people share the work, it becomes easier.",
-    "It is better to say nothing.",
 )
 
 
