@@ -1,29 +1,12 @@
-"""Where the weights of RoBERTa, XLM-RoBERTa and CamemBERT come from: transformers' `RobertaModel` keys.
+"""Where the weights of RoBERTa, XLM-RoBERTa and CamemBERT come from: BERT's keys in transformers' `RobertaModel`.
 
 What they compute: `jaxpool/models/roberta.py`.
 """
 
-from jaxpool.converters.rules import Rule, Table, layer_norm, linear, skip
-
-_LAYER = "encoder.layer.{layer}"
+from jaxpool.converters.bert import RULES
+from jaxpool.converters.rules import Table, skip
 
 TABLE = Table(
-    rules=(
-        Rule("embeddings.word_embeddings.weight", "embeddings/word/embedding"),
-        Rule("embeddings.position_embeddings.weight", "embeddings/position/embedding"),
-        Rule("embeddings.token_type_embeddings.weight", "embeddings/token_type/embedding"),
-        *layer_norm("embeddings.LayerNorm", "embeddings/norm"),
-        *linear(f"{_LAYER}.attention.self.query", "layers/attention/query", "(n h) d -> d n h", "(n h) -> n h"),
-        *linear(f"{_LAYER}.attention.self.key", "layers/attention/key", "(n h) d -> d n h", "(n h) -> n h"),
-        *linear(f"{_LAYER}.attention.self.value", "layers/attention/value", "(n h) d -> d n h", "(n h) -> n h"),
-        *linear(f"{_LAYER}.attention.output.dense", "layers/attention/output", "d (n h) -> n h d"),
-        *layer_norm(f"{_LAYER}.attention.output.LayerNorm", "layers/attention/norm"),
-        *linear(f"{_LAYER}.intermediate.dense", "layers/mlp/up"),
-        *linear(f"{_LAYER}.output.dense", "layers/mlp/down"),
-        *layer_norm(f"{_LAYER}.output.LayerNorm", "layers/mlp/norm"),
-        *linear("pooler.dense", "pooler", optional=True),
-        skip("embeddings.position_ids"),
-        skip("lm_head.*"),  # the head of RobertaForMaskedLM
-    ),
+    rules=(*RULES, skip("lm_head.*")),  # the head of RobertaForMaskedLM
     prefixes=("roberta.",),  # of all three kinds
 )

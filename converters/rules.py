@@ -229,7 +229,8 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
     found: dict[tuple[str, int | None], tuple[str, Rule]] = {}
     problems: list[str] = []
     for key, shape in shapes.items():
-        matches = [(rule, m) for rule in table.rules if (m := rule.match(table.canonical(key)))]
+        today = table.canonical(key)
+        matches = [(rule, m) for rule in table.rules if (m := rule.match(today))]
         if len(matches) != 1:
             several = ", ".join(rule.source for rule, _ in matches)
             problems.append(f"{key!r} matches several rules: {several}" if several else f"unexpected key {key!r}")

@@ -38,10 +38,10 @@ STREET = [
     {"converters.checkpoint"},
     {"converters.torch_bin"},
     {"converters.gemma"},
+    {"converters.roberta"},
     {
         "converters.bert",
         "converters.mpnet",
-        "converters.roberta",
         "converters.distilbert",
         "converters.modernbert",
         "converters.llama",
