@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxpool import loading, memory
-from jaxpool.batching import make_ladder
 from jaxpool.llm import resolve_dtype
 from jaxpool.recipe import Recipe, read_recipe
-from jaxpool.sharding import DATA, replica_meshes
+from jaxpool.sharding import replica_meshes
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,10 @@ def inspect(directory: Path, dtype: str = "auto") -> Inspection:
     recipe = read_recipe(directory)
     # As `LLM` does without arguments.
     mesh = replica_meshes(None, None)[0]
-    device = mesh.devices.flat[0]
-    compute = resolve_dtype(dtype, device.platform)
-    shards = mesh.shape[DATA]
-    budget = memory.token_budget(recipe, compute, device) * shards
-    ladder = make_ladder(recipe.max_length, budget, row_multiple=shards)
-    return Inspection(recipe, compute, device.platform, memory.memory_plan(recipe, compute, ladder), _problem(recipe))
+    platform = mesh.devices.flat[0].platform
+    compute = resolve_dtype(dtype, platform)
+    ladder = memory.choose_ladder(recipe, compute, mesh)
+    return Inspection(recipe, compute, platform, memory.memory_plan(recipe, compute, ladder), _problem(recipe))
 
 
 def _problem(recipe: Recipe) -> str | None:

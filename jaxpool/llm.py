@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpool import hub, memory, pipeline
 from jaxpool.batch import Sequence as TokenSequence
-from jaxpool.batching import make_ladder
+from jaxpool.batching import Ladder
 from jaxpool.compile_cache import use_compile_cache
 from jaxpool.loading import load_to_mesh
 from jaxpool.log import once
@@ -26,7 +26,7 @@ from jaxpool.progress import Progress, UseTqdm
 from jaxpool.prompts import Parsed, check_ids, parse_prompt, parse_prompts, parse_text
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Replica, Runner, Stats
-from jaxpool.sharding import DATA, param_sharding, replica_meshes
+from jaxpool.sharding import param_sharding, replica_meshes
 from jaxpool.similarity import similarity
 from jaxpool.tasks import ALL, embed_program, param_specs, resolve_task
 from jaxpool.tokens import load_tokenizer
@@ -137,19 +137,19 @@ class LLM:
         meshes = replica_meshes(data_parallel_size, mesh)
         device = meshes[0].devices.flat[0]
         self.dtype = resolve_dtype(dtype, device.platform)
-        shards = meshes[0].shape[DATA]
         if max_num_batched_tokens is not None and max_num_batched_tokens < 1:
             raise ValueError(f"max_num_batched_tokens is {max_num_batched_tokens}, expected at least 1")
-        budget = max_num_batched_tokens or memory.token_budget(self.recipe, self.dtype, device) * shards
-        self._ladder = make_ladder(self.recipe.max_length, budget, packed=not deterministic, row_multiple=shards)
+        ladder = memory.choose_ladder(
+            self.recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic
+        )
         self._meshes = meshes
         self.stats = Stats()
-        self._runner = self._start(meshes)
+        self._runner = self._start(meshes, ladder)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
         self._requests = 0
         self._lock = threading.Lock()
 
-    def _start(self, meshes: list[jax.sharding.Mesh]) -> Runner:
+    def _start(self, meshes: list[jax.sharding.Mesh], ladder: Ladder) -> Runner:
         program = embed_program(self.recipe)
         params = load_to_mesh(self.recipe, meshes[0], self.dtype)
         specs = param_specs(self.recipe)
@@ -157,7 +157,7 @@ class LLM:
         for mesh in meshes:
             shardings = jax.tree.map(lambda spec, mesh=mesh: param_sharding(spec, mesh), specs)
             replicas.append(Replica(mesh, jax.device_put(params, shardings), program, self.stats))
-        return Runner(replicas, self._ladder, self.stats, per_token=self.recipe.pooling == ALL)
+        return Runner(replicas, ladder, self.stats, per_token=self.recipe.pooling == ALL)
 
     def encode(
         self,

@@ -90,14 +90,14 @@ def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
 
     def place(path: str, leaf: Leaf, read: Callable[[Index | None], np.ndarray]) -> jax.Array:
         target = leaf.spec.dtype_or(dtype)
-        parts: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
+        pieces: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
 
         def part(index: Index | None) -> np.ndarray:
             index = index or ()
             key = tuple((s.start, s.stop) for s in index)
-            if key not in parts:
-                parts[key] = np.asarray(read(index)).astype(target)
-            return parts[key]
+            if key not in pieces:
+                pieces[key] = np.asarray(read(index)).astype(target, copy=False)
+            return pieces[key]
 
         return jax.make_array_from_callback(leaf.spec.shape, param_sharding(leaf.spec, mesh), part)
 

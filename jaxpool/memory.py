@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpool.batching import Ladder
+from jax.sharding import Mesh
+
+from jaxpool.batching import Ladder, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import count, nbytes
 from jaxpool.recipe import Recipe
+from jaxpool.sharding import DATA
 from jaxpool.tasks import param_specs
 
 # Batches of this many tokens where the platform has not been asked: measured on CPU (docs/performance.md);
@@ -82,3 +85,10 @@ def token_budget(recipe: Recipe, dtype: Any, device: Any) -> int:
     if budget < CHIP_BUDGET:
         logger.info("batches of %d tokens: %s are free on %s", budget, mebibytes(free), device)
     return budget
+
+
+def choose_ladder(recipe: Recipe, dtype: Any, mesh: Mesh, *, budget: int | None = None, packed: bool = True) -> Ladder:
+    """The shapes of an engine on `mesh`; `budget` tokens a batch, or what `token_budget` gives each of its devices."""
+    shards = mesh.shape[DATA]
+    tokens = budget or token_budget(recipe, dtype, mesh.devices.flat[0]) * shards
+    return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards)

@@ -68,7 +68,7 @@ def test_nothing_compiles_after_warmup(directory):
     with LLM(directory, max_num_batched_tokens=128) as llm:
         llm.warmup()
         compiled = llm.stats.compilations
-        assert compiled == len(llm._ladder.shapes) * len(llm._meshes)
+        assert compiled == len(llm._runner.ladder.shapes) * len(llm._meshes)
         for _ in llm.embed_stream(texts(10_000, seed=5, longest=30)):
             pass
         for t in texts(50, seed=6):
