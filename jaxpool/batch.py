@@ -21,20 +21,24 @@ class Sequence:
     Attributes:
         ids: int32 [length], at least one token.
         owners: numbers of the inputs that it answers (several where a text came more than once).
-        skip, dimensions, normalise: as in `Inputs`.
         truncated: whether the text was cut.
+        skip, second, dimensions, activate, adapter: as in `Inputs`.
     """
 
     ids: np.ndarray
     owners: tuple[int, ...]
-    skip: int
-    dimensions: int
-    normalise: bool
-    truncated: bool
+    truncated: bool = False
+    skip: int = 0
+    second: int = 0
+    dimensions: int = 0
+    activate: bool = False
+    adapter: int = 0
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["ids", "lengths", "skip", "dimensions", "normalise"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["ids", "lengths", "skip", "second", "dimensions", "activate", "adapter"],
+    meta_fields=[],
 )
 @dataclass(frozen=True)
 class Inputs:
@@ -46,15 +50,19 @@ class Inputs:
         ids: int32 [R, T] token ids.
         lengths: int32 [R, M] tokens of each sequence; 0 for an unused place (always behind the used ones).
         skip: int32 [R, M] leading tokens that pooling leaves out (a prompt, where `include_prompt` is false).
+        second: int32 [R, M] tokens at the end that belong to a pair's second text (BERT's token type 1).
         dimensions: int32 [R, M] entries of the vector to keep.
-        normalise: int32 [R, M] 1 to bring the vector to length 1.
+        activate: int32 [R, M] 1 to apply the head's last step: normalisation, or a classifier's activation.
+        adapter: int32 [R, M] number of the adapter to compute with, 1, 2, …; 0 for none.
     """
 
     ids: Any
     lengths: Any
     skip: Any
+    second: Any
     dimensions: Any
-    normalise: Any
+    activate: Any
+    adapter: Any
 
     @classmethod
     def of_shape(cls, rows: int, tokens: int, places: int, array: Callable[[tuple[int, int]], Any]) -> Inputs:
@@ -64,7 +72,7 @@ class Inputs:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip"],
+    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Batch:
         segments: int32 [R, T]: 1 … M by sequence, 0 for padding.
         positions: int32 [R, T]: 0, 1, … within each sequence; 0 for padding.
         starts: int32 [R, M]: index in the row of each sequence's first token.
-        lengths, skip: int32 [R, M], as in `Inputs`.
+        lengths, skip, second, adapter: int32 [R, M], as in `Inputs`.
     """
 
     ids: Array
@@ -85,6 +93,8 @@ class Batch:
     starts: Array
     lengths: Array
     skip: Array
+    second: Array
+    adapter: Array
 
 
 def unfold(inputs: Inputs) -> Batch:
@@ -96,12 +106,26 @@ def unfold(inputs: Inputs) -> Batch:
     real = index[None, :] < ends[:, -1:]
     own = jnp.minimum(place, inputs.lengths.shape[1] - 1)
     positions = jnp.where(real, index[None, :] - jnp.take_along_axis(starts, own, axis=1), 0)
-    return Batch(inputs.ids, jnp.where(real, place + 1, 0), positions, starts, inputs.lengths, inputs.skip)
+    return Batch(
+        ids=inputs.ids,
+        segments=jnp.where(real, place + 1, 0),
+        positions=positions,
+        starts=starts,
+        lengths=inputs.lengths,
+        skip=inputs.skip,
+        second=inputs.second,
+        adapter=inputs.adapter,
+    )
 
 
 def by_token(batch: Batch, values: Array) -> Array:
     """[R, M] values of sequences -> [R, T]: each token that of its sequence (padding: that of the first)."""
     return jnp.take_along_axis(values, jnp.maximum(batch.segments - 1, 0), axis=1)
+
+
+def token_types(batch: Batch) -> Array:
+    """BERT's token types [R, T]: 1 for the tokens of a pair's second text, else 0."""
+    return (batch.positions >= by_token(batch, batch.lengths - batch.second)).astype(jnp.int32)
 
 
 def positions_after_padding_id(batch: Batch, padding_id: int) -> Array:

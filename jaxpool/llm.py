@@ -405,7 +405,12 @@ class LLM:
             own_skip = min(skip, len(ids) - 1) if isinstance(item, str) else 0
             sequences.append(
                 TokenSequence(
-                    ids, tuple(numbers), own_skip, options.dimensions, options.normalise, truncated=total > len(ids)
+                    ids,
+                    tuple(numbers),
+                    truncated=total > len(ids),
+                    skip=own_skip,
+                    dimensions=options.dimensions,
+                    activate=options.activate,
                 )
             )
         return sequences

@@ -53,7 +53,7 @@ class Model:
         inputs = Inputs.of_shape(len(texts), longest, 1, partial(np.zeros, dtype=np.int32))
         options = PoolingParams().resolve(self.recipe, str(self.recipe.directory))
         inputs.dimensions[:] = options.dimensions
-        inputs.normalise[:] = options.normalise
+        inputs.activate[:] = options.activate
         inputs.skip[:] = 0 if self.recipe.include_prompt or not prompt else self._tokenizer.prompt_length(prompt)
         for row, text in enumerate(encoded):
             inputs.ids[row, : len(text.ids)] = text.ids

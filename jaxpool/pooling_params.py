@@ -38,7 +38,7 @@ class PoolingParams:
             _check_dimensions(self.dimensions, recipe, model)
         return Options(
             dimensions=self.dimensions or recipe.vector_size,
-            normalise=recipe.ends_normalised if normalise is None else normalise,
+            activate=recipe.ends_normalised if normalise is None else normalise,
         )
 
 
@@ -47,7 +47,7 @@ class Options:
     """What the program is told of one sequence: entries to keep, and whether to normalise."""
 
     dimensions: int
-    normalise: bool
+    activate: bool
 
 
 def spread(params: Any, count: int) -> list[PoolingParams]:

@@ -62,11 +62,11 @@ def embed_program(recipe: Recipe) -> Program:
             x = pool(x, batch, recipe.pooling)
         switched = recipe.modules[:-1] if recipe.ends_normalised else recipe.modules
         x = apply_chain(switched, params.get("head", {}), x)
-        keep, normalise = inputs.dimensions, inputs.normalise > 0
+        keep, activate = inputs.dimensions, inputs.activate > 0
         if recipe.pooling == ALL:
-            keep, normalise = by_token(batch, keep), by_token(batch, normalise)
+            keep, activate = by_token(batch, keep), by_token(batch, activate)
         x = jnp.where(jnp.arange(x.shape[-1]) < keep[..., None], x, 0)
-        x = jnp.where(normalise[..., None], l2_normalise(x), x)
+        x = jnp.where(activate[..., None], l2_normalise(x), x)
         return x[..., : recipe.truncate_dim]
 
     return program

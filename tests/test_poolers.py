@@ -29,7 +29,7 @@ def batch(skip=((0, 0), (0, 0))):
 
 def inputs(ids, skip):
     nothing = jnp.zeros((2, 2), jnp.int32)
-    return Inputs(ids, jnp.asarray(LENGTHS), skip, nothing, nothing)
+    return Inputs(ids, jnp.asarray(LENGTHS), skip, nothing, nothing, nothing, nothing)
 
 
 EXPECTED = {

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask
-from jaxpool.batch import Batch
+from jaxpool.batch import Batch, token_types
 from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
@@ -72,7 +72,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32)
-        x = x + e["position"]["embedding"][batch.positions] + e["token_type"]["embedding"][0]
+        x = x + e["position"]["embedding"][batch.positions] + e["token_type"]["embedding"][token_types(batch)]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask(batch.segments), config, capture=capture)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask
-from jaxpool.batch import Batch, positions_after_padding_id
+from jaxpool.batch import Batch, positions_after_padding_id, token_types
 from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
@@ -74,8 +74,9 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
         positions = positions_after_padding_id(batch, config.padding_id)
+        types = jnp.minimum(token_types(batch), config.token_types - 1)  # most have one type only
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32)
-        x = x + e["position"]["embedding"][positions] + e["token_type"]["embedding"][0]
+        x = x + e["position"]["embedding"][positions] + e["token_type"]["embedding"][types]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask(batch.segments), config, capture=capture)
