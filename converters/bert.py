@@ -22,6 +22,9 @@ RULES = (
     skip("embeddings.position_ids"),
 )
 
+# Of every token's classes, in all encoders.
+TOKEN_CLASSIFIER = linear("classifier", "0/linear")
+
 TABLE = Table(
     rules=(*RULES, skip("cls.*")),  # the pre-training heads of BertForMaskedLM
     prefixes=("bert.",),
@@ -29,4 +32,8 @@ TABLE = Table(
         (".gamma", ".weight"),
         (".beta", ".bias"),
     ),  # TensorFlow's names in the first PyTorch checkpoints
+    heads={
+        "classification": (*linear("pooler.dense", "0/linear"), *linear("classifier", "1/linear")),
+        "token_classification": tuple(TOKEN_CLASSIFIER),
+    },
 )

@@ -24,4 +24,8 @@ TABLE = Table(
         skip("vocab_*"),  # the head of DistilBertForMaskedLM
     ),
     prefixes=("distilbert.",),
+    heads={
+        "classification": (*linear("pre_classifier", "0/linear"), *linear("classifier", "1/linear")),
+        "token_classification": tuple(linear("classifier", "0/linear")),
+    },
 )

@@ -1,6 +1,6 @@
 """Where Gemma 2's and 3's weights come from: transformers' keys. What they compute: `jaxpool/models/gemma.py`."""
 
-from jaxpool.converters.llama import SHARED
+from jaxpool.converters.llama import HEADS, LOGITS, SHARED
 from jaxpool.converters.rules import Rule, Table
 
 _LAYER = "layers.{layer}"
@@ -14,4 +14,6 @@ TABLE = Table(
         Rule(f"{_LAYER}.post_feedforward_layernorm.weight", "layers/mlp/post_norm/scale"),
     ),
     prefixes=("model.",),
+    heads=HEADS,
+    logits=LOGITS,
 )

@@ -18,9 +18,15 @@ SHARED = (
     *linear(f"{_LAYER}.mlp.up_proj", "layers/mlp/up"),
     *linear(f"{_LAYER}.mlp.down_proj", "layers/mlp/down"),
     Rule("norm.weight", "norm/scale"),
-    skip("lm_head.weight"),  # the head of LlamaForCausalLM
+    skip("lm_head.weight"),
     skip("*rotary_emb.inv_freq"),  # of the first checkpoints; worked out anew
 )
+
+HEADS: dict[str, tuple[Rule, ...]] = {
+    "classification": tuple(linear("score", "0/linear")),
+    "reward": (*linear("score.0", "0/linear"), *linear("score.2", "1/linear")),
+}
+LOGITS = ("lm_head.weight", "embed_tokens.weight")  # the head of LlamaForCausalLM, of its own or tied
 
 TABLE = Table(
     rules=(
@@ -29,4 +35,6 @@ TABLE = Table(
         Rule(f"{_LAYER}.post_attention_layernorm.weight", "layers/mlp/norm/scale"),
     ),
     prefixes=("model.",),
+    heads=HEADS,
+    logits=LOGITS,
 )

@@ -35,4 +35,11 @@ TABLE = Table(
         skip("decoder.*"),
     ),
     prefixes=("model.",),
+    heads={
+        "classification": (
+            *linear("head.dense", "0/linear"),
+            *layer_norm("head.norm", "1/norm"),
+            *linear("classifier", "2/linear"),
+        )
+    },
 )

@@ -23,4 +23,8 @@ TABLE = Table(
         skip("lm_head.*"),  # the head of MPNetForMaskedLM
     ),
     prefixes=("mpnet.",),
+    heads={
+        "classification": (*linear("classifier.dense", "0/linear"), *linear("classifier.out_proj", "1/linear")),
+        "token_classification": tuple(linear("classifier", "0/linear")),
+    },
 )

@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -89,6 +89,44 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """A small head cut out of the language model's: the rows of a few tokens, [D, K], or [D, 1] their difference.
+
+    Softmax over two tokens is the sigmoid of their difference, so one row of it, taken in float32, does the work of
+    the whole [V, D] head (in bfloat16 the rows of "yes" and "no" would cancel).
+
+    Attributes:
+        ids: the tokens; for a difference (false, true).
+        vocab: rows of the stored matrix.
+        difference: whether the leaf is the second row minus the first.
+    """
+
+    ids: tuple[int, ...]
+    vocab: int
+    difference: bool = False
+
+    def source_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The checkpoint's shape for a leaf of `shape`."""
+        return (self.vocab, shape[0])
+
+    def read(
+        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
+    ) -> np.ndarray:
+        """The leaf, or the part of it under `index`, in float32. Arguments as `Transform.read`."""
+        rows = np.concatenate([fetch((slice(i, i + 1), slice(None))) for i in self.ids]).astype(np.float32)
+        leaf = (rows[1:] - rows[:1] if self.difference else rows).T
+        return np.ascontiguousarray(leaf[index] if index else leaf)
+
+    def invert(self, leaf: np.ndarray) -> np.ndarray:
+        """There is no way back.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError("a head cut out of a language model's head cannot be written back under its name")
+
+
+@dataclass(frozen=True)
 class Rule:
     """One line of a family's table.
 
@@ -98,13 +136,15 @@ class Rule:
             None for a tensor that is known and left out.
         transform: see `Transform`.
         optional: the target may be absent from the declaration; then the tensor is left out.
+        shared: the tensor fills another leaf too (an embedding table that is also the head).
         first: the number of the layer that is stacked first; earlier ones have rules of their own.
     """
 
     source: str
     target: str | None
-    transform: Transform = Transform()
+    transform: Transform | TokenRows = Transform()
     optional: bool = False
+    shared: bool = False
     first: int = 0
 
     @cached_property
@@ -112,6 +152,10 @@ class Rule:
         """`source` as a regular expression."""
         escaped = re.escape(self.source).replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\*", ".*")
         return re.compile(escaped)
+
+    def below(self, path: str) -> Rule:
+        """The same rule with `path` in front of its target."""
+        return self if self.target is None else replace(self, target=f"{path}/{self.target}")
 
     def match(self, key: str) -> re.Match[str] | None:
         """Whether this rule answers for a (canonical) key."""
@@ -125,7 +169,7 @@ class Rule:
 
 
 def skip(source: str) -> Rule:
-    """A tensor that is known and left out."""
+    """A tensor that is known and left out, unless another rule takes it."""
     return Rule(source, None)
 
 
@@ -152,11 +196,42 @@ class Table:
         rules: the lines.
         prefixes: what may stand before every key (a model saved inside a bigger one: "bert.").
         renames: (suffix, today's suffix) of older spellings.
+        heads: by name, the rules of heads that lie beside the backbone; their targets begin with the module's place
+            in the head's chain ("0/linear/kernel").
+        logits: the keys of a language model's head: of its own, and of the embedding table that it may be tied to.
     """
 
     rules: tuple[Rule, ...]
     prefixes: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    heads: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    logits: tuple[str, str] | None = None
+
+    def below(self, path: str) -> Table:
+        """The same rules with `path` in front of every target; the heads are left out."""
+        return Table(tuple(rule.below(path) for rule in self.rules), self.prefixes, self.renames)
+
+    def whole(self, backbone: str, head_path: str, head: Sequence[Rule] = ()) -> Table:
+        """The rules of a checkpoint that holds a backbone and perhaps a head.
+
+        Args:
+            backbone, head_path: where the two lie in the tree.
+            head: the rules of the head that is wanted (`heads`' or others). The keys of other heads are passed over.
+        """
+        wanted = {rule.source for rule in head}
+        others = {rule.source for rules in self.heads.values() for rule in rules} - wanted
+        # What the backbone may keep for its own sake (BERT's pooler) goes to the head that asks for it.
+        kept = [rule for rule in self.rules if not (rule.optional and rule.source in wanted)]
+        others -= {rule.source for rule in kept}
+        return Table(
+            rules=(
+                *(rule.below(backbone) for rule in kept),
+                *(rule.below(head_path) for rule in head),
+                *(skip(source) for source in sorted(others)),
+            ),
+            prefixes=self.prefixes,
+            renames=self.renames,
+        )
 
     def canonical(self, key: str) -> str:
         """The key without prefix, in today's spelling."""
@@ -188,7 +263,7 @@ class Leaf:
     path: str
     spec: ParamSpec
     keys: tuple[str, ...]
-    transform: Transform
+    transform: Transform | TokenRows
     stacked: bool
 
     def read(
@@ -214,40 +289,40 @@ Binding = dict[str, Leaf]
 """Every declared leaf's path -> where it comes from."""
 
 
-def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Binding:
+def bind(
+    shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree, extras: Mapping[str, ParamSpec] | None = None
+) -> Binding:
     """Matches a checkpoint's keys with the declared leaves, by names and shapes alone.
 
     Args:
         shapes: the checkpoint's keys with their shapes.
         table: the family's rules.
         specs: the declared leaves.
+        extras: flat leaves that are taken too if the checkpoint has them.
 
     Raises:
         CheckpointError: keys that are missing, unexpected, doubled or of the wrong shape, all in one message.
     """
-    declared: dict[str, ParamSpec] = flatten(specs)
+    declared: dict[str, ParamSpec] = flatten(specs) | dict(extras or {})
     found: dict[tuple[str, int | None], tuple[str, Rule]] = {}
     problems: list[str] = []
     for key, shape in shapes.items():
-        today = table.canonical(key)
-        matches = [(rule, m) for rule in table.rules if (m := rule.match(today))]
-        if len(matches) != 1:
-            several = ", ".join(rule.source for rule, _ in matches)
-            problems.append(f"{key!r} matches several rules: {several}" if several else f"unexpected key {key!r}")
-            continue
-        rule, match = matches[0]
-        if rule.target is None or (rule.optional and rule.target not in declared):
-            continue
-        if rule.target not in declared:
-            problems.append(f"{key!r} belongs to {rule.target!r}, which this model does not declare")
-            continue
-        layer = int(match["layer"]) - rule.first if "layer" in match.re.groupindex else None
-        place = (rule.target, layer)
-        if place in found:
-            problems.append(f"doubled: {found[place][0]!r} and {key!r} both fill {rule.target!r}")
-            continue
-        found[place] = (key, rule)
-        problems += _misfit(key, shape, rule, layer, declared[rule.target])
+        for rule, match in _answering(key, table, problems):
+            if rule.optional and rule.target not in declared:
+                continue
+            if rule.target is None or rule.target not in declared:
+                problems.append(f"{key!r} belongs to {rule.target!r}, which this model does not declare")
+                continue
+            layer = int(match["layer"]) - rule.first if "layer" in match.re.groupindex else None
+            place = (rule.target, layer)
+            if place in found:
+                problems.append(f"doubled: {found[place][0]!r} and {key!r} both fill {rule.target!r}")
+                continue
+            found[place] = (key, rule)
+            problems += _misfit(key, shape, rule, layer, declared[rule.target])
+    for path in extras or ():
+        if not any(target == path for target, _ in found):
+            del declared[path]
     binding: Binding = {}
     for path, spec, rules in _expected(declared, table):
         if not rules:
@@ -265,6 +340,20 @@ def bind(shapes: Mapping[str, Sequence[int]], table: Table, specs: Tree) -> Bind
             f"the checkpoint does not fit the model ({len(problems)} problems):\n  " + "\n  ".join(sorted(problems))
         )
     return binding
+
+
+def _answering(key: str, table: Table, problems: list[str]) -> list[tuple[Rule, re.Match[str]]]:
+    """The rule that takes a key's tensor, and those that share it; none where it is passed over."""
+    today = table.canonical(key)
+    matches = [(rule, match) for rule in table.rules if (match := rule.match(today))]
+    takers = [(rule, match) for rule, match in matches if rule.target is not None]
+    owners = [rule.source for rule, _ in takers if not rule.shared]
+    if not matches:
+        problems.append(f"unexpected key {key!r}")
+    if len(owners) > 1:
+        problems.append(f"{key!r} matches several rules: " + ", ".join(owners))
+        return []
+    return takers
 
 
 def _misfit(key: str, shape: Sequence[int], rule: Rule, layer: int | None, spec: ParamSpec) -> Iterator[str]:
@@ -290,6 +379,8 @@ def to_checkpoint(params: Mapping[str, Any], table: Table) -> Iterator[tuple[str
     rules = {rule.target: rule for rule in reversed(table.rules) if rule.target is not None}
     for path, leaf in params.items():
         rule = rules[path]
+        if rule.shared:
+            continue  # its tensor is written under its owner's name
         if "{layer}" not in rule.source:
             yield rule.key(None), rule.transform.invert(np.asarray(leaf))
         else:

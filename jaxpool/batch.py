@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+
+
+class Part(NamedTuple):
+    """Which part of a longer sequence a sequence is: `number` of `parts`, of `whole`."""
+
+    whole: Sequence
+    number: int
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,16 @@ class Sequence:
         ids: int32 [length], at least one token.
         owners: numbers of the inputs that it answers (several where a text came more than once).
         truncated: whether the text was cut.
+        step_tag_id: of a program that answers for every token: the token whose answers are wanted; None for all.
+        part: set on a part of a sequence that is computed in several.
         skip, second, dimensions, activate, adapter: as in `Inputs`.
     """
 
     ids: np.ndarray
     owners: tuple[int, ...]
     truncated: bool = False
+    step_tag_id: int | None = None
+    part: Part | None = None
     skip: int = 0
     second: int = 0
     dimensions: int = 0

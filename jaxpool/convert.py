@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxpool.converters.export import MAX_SHARD_BYTES, copy_metadata, save_params, write_safetensors
 from jaxpool.converters.rules import to_checkpoint
-from jaxpool.loading import load_stored, parts, with_optional
+from jaxpool.loading import load_stored, parts
 from jaxpool.params import flatten
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.whole import whole_directory
@@ -46,10 +46,10 @@ def to_hf(source: Path, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES) ->
     _refuse_inside(source, output)
     with whole_directory(output) as part:
         leaves = flatten(load_stored(recipe))
-        for prefix, folder, table, specs in parts(with_optional(recipe)):
-            own = {path: leaves[f"{prefix}/{path}"] for path in flatten(specs)}
-            target = part / folder.relative_to(recipe.directory)
-            write_safetensors(target, "model", to_checkpoint(own, table), max_shard_bytes)
+        for stored in parts(recipe):
+            own = {path: leaves[path] for path in (*stored.specs, *stored.extras) if path in leaves}
+            target = part / stored.folder.relative_to(recipe.directory)
+            write_safetensors(target, "model", to_checkpoint(own, stored.table), max_shard_bytes)
         copy_metadata(source, part)
     return recipe
 

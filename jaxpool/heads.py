@@ -1,14 +1,17 @@
 """Heads: what stands behind (or, for token embeddings, before) the pooler. Float32 throughout.
 
-The modules of a sentence-transformers checkpoint that act on vectors: Dense, LayerNorm, Normalize.
+The modules of a sentence-transformers checkpoint that act on vectors (Dense, LayerNorm, Normalize), and what
+classifiers need beside them. A head is a chain of them and a last step (`Final`), which a request may switch off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
+import numpy as np
 
 from jaxpool.layers import ACTIVATIONS, dense, l2_normalise
 from jaxpool.layers import layer_norm as apply_layer_norm
@@ -51,14 +54,47 @@ class LayerNorm:
     """LayerNorm over the vector."""
 
     width: int
+    bias: bool = True
+    epsilon: float = LAYER_NORM_EPSILON
 
     def param_specs(self) -> Tree:
-        """`norm`: scale and bias."""
-        return {"norm": layer_norm(self.width, dtype="float32")}
+        """`norm`: scale, and bias where there is one."""
+        return {"norm": layer_norm(self.width, bias=self.bias, dtype="float32")}
 
     def __call__(self, params: Tree, x: Array) -> Array:
         """[…, width] -> […, width]."""
-        return apply_layer_norm(params["norm"], x, LAYER_NORM_EPSILON)
+        return apply_layer_norm(params["norm"], x, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Select:
+    """Some entries of the vector: those of the classes (or tokens) that count."""
+
+    entries: tuple[int, ...]
+
+    def param_specs(self) -> Tree:
+        """None."""
+        return {}
+
+    def __call__(self, params: Tree, x: Array) -> Array:
+        """[…, C] -> […, len(entries)]."""
+        return x[..., np.array(self.entries)]
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """(x − mean) / sigma: vLLM's calibration of logits."""
+
+    mean: float = 0.0
+    sigma: float = 1.0
+
+    def param_specs(self) -> Tree:
+        """None."""
+        return {}
+
+    def __call__(self, params: Tree, x: Array) -> Array:
+        """[…, C] -> […, C]."""
+        return (x - self.mean) / self.sigma
 
 
 @dataclass(frozen=True)
@@ -74,7 +110,41 @@ class Normalize:
         return l2_normalise(x)
 
 
-Module = Dense | LayerNorm | Normalize
+Module = Dense | LayerNorm | Normalize | Select | Calibrate
+
+Final = Callable[[Array], Array]
+# Last steps, by name: of embeddings "normalize", of classifiers the others.
+FINAL: Mapping[str, Final] = {
+    "normalize": l2_normalise,
+    "softmax": partial(jax.nn.softmax, axis=-1),
+    **{name: ACTIVATIONS[name] for name in ("identity", "sigmoid", "tanh", "relu", "gelu", "silu")},
+}
+
+
+def width_behind(module: Module, width: int, source: object) -> int:
+    """The width of the vectors behind a module that gets them of `width`.
+
+    Args:
+        source: where the module (or what stands before it) was asked for, for the error.
+
+    Raises:
+        ValueError: the module takes vectors of another width.
+    """
+    if isinstance(module, Select):
+        if wrong := [entry for entry in module.entries if not 0 <= entry < width]:
+            raise ValueError(f"{source}: entries {wrong} of vectors of {width}")
+        return len(module.entries)
+    takes = module.inputs if isinstance(module, Dense) else module.width if isinstance(module, LayerNorm) else width
+    if takes != width:
+        raise ValueError(f"{source}: {type(module).__name__} takes vectors of {takes}, but gets vectors of {width}")
+    return module.outputs if isinstance(module, Dense) else width
+
+
+def chain_width(modules: Sequence[Module], width: int, source: object = "the head") -> int:
+    """`width_behind` a whole chain."""
+    for module in modules:
+        width = width_behind(module, width, source)
+    return width
 
 
 def chain_specs(modules: Sequence[Module]) -> Tree:

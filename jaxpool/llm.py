@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxpool import hub, memory, pipeline
-from jaxpool.batch import Sequence as TokenSequence
-from jaxpool.batching import Ladder
+from jaxpool import hub, memory, scoring
+from jaxpool.chat_templates import check_template, read_template
 from jaxpool.compile_cache import use_compile_cache
-from jaxpool.loading import load_to_mesh
+from jaxpool.engine import Engine
+from jaxpool.hf_overrides import HFOverrides
 from jaxpool.log import once
-from jaxpool.outputs import EmbeddingRequestOutput, PoolingOutput, PoolingRequestOutput
+from jaxpool.outputs import (
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringRequestOutput,
+)
 from jaxpool.pooler_config import PoolerConfig
 from jaxpool.pooling_params import Options, PoolingParams, spread
-from jaxpool.progress import Progress, UseTqdm
-from jaxpool.prompts import Parsed, check_ids, parse_prompt, parse_prompts, parse_text
+from jaxpool.progress import UseTqdm
+from jaxpool.prompts import Parsed, parse_prompt, parse_prompts, parse_text
+from jaxpool.reading import Reading, check_truncation, make_reading
 from jaxpool.recipe import Recipe, read_recipe
-from jaxpool.runner import Replica, Runner, Stats
-from jaxpool.sharding import param_sharding, replica_meshes
+from jaxpool.runner import Stats
+from jaxpool.sharding import replica_meshes
 from jaxpool.similarity import similarity
-from jaxpool.tasks import ALL, embed_program, param_specs, resolve_task
+from jaxpool.tasks import AUTO, CLASSIFY, EMBED, PER_TOKEN, TOKEN_CLASSIFY, asked_task, pooling_task
 from jaxpool.tokens import load_tokenizer
-from jaxpool.vllm_arguments import check_vllm_arguments
+from jaxpool.vllm_arguments import check_call_arguments, check_vllm_arguments
 
 DTYPES = {
     "float32": "float32",
@@ -40,32 +44,24 @@ DTYPES = {
     "bf16": "bfloat16",
 }
 
-
-Request = tuple[Parsed, Options]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """How the texts of one call are read: put behind `prompt`, cut at `limit`, or refused if longer."""
-
-    prompt: str
-    limit: int
-    cut: bool
+OneOrEach = PoolingParams | Sequence[PoolingParams] | None
 
 
 class LLM:
-    """An embedding engine over one checkpoint. Safe to call from several threads.
+    """A pooling engine over one checkpoint. Safe to call from several threads.
 
     Args:
         model: a directory, or a name on the Hugging Face hub (resolved as `hub.resolve` says).
-        task: "embed" ("embedding", "auto").
+        task: "embed" ("embedding"), "classify", "score", "reward", or "auto": what the checkpoint is for.
+        runner, convert: vLLM's newer way to say it: runner="pooling", convert="embed", "classify" or "reward".
         tokenizer: a directory or name to take the tokenizer from, if not the model's.
         dtype: "float32", "bfloat16", or "auto": float32 on CPU, bfloat16 on TPU and GPU.
         max_model_len: most tokens of a text, at most what the checkpoint allows.
         revision: branch, tag or commit on the hub.
         hf_token: for gated models.
-        hf_overrides: attributes to put over config.json's.
+        hf_overrides: attributes to put over config.json's, or a function from config to config.
         trust_remote_code: accepted for vLLM's sake; a checkpoint's own code is never run.
+        chat_template: of a model that scores pairs: its prompt in jinja, or a file of it, instead of its own.
         tensor_parallel_size: only 1 so far.
         data_parallel_size: devices that share each batch's rows. Default: all chips; on CPU one stream a core.
         mesh: a mesh with a "data" axis, instead.
@@ -87,14 +83,17 @@ class LLM:
         self,
         model: str | os.PathLike[str] = hub.MINILM,
         *,
-        task: str = "auto",
+        task: str = AUTO,
+        runner: str = "auto",
+        convert: str = "auto",
         tokenizer: str | os.PathLike[str] | None = None,
         dtype: str = "auto",
         max_model_len: int | None = None,
         revision: str | None = None,
         hf_token: str | None = None,
-        hf_overrides: Mapping[str, Any] | None = None,
+        hf_overrides: HFOverrides | None = None,
         trust_remote_code: bool = False,
+        chat_template: str | None = None,
         tensor_parallel_size: int = 1,
         data_parallel_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
@@ -106,66 +105,68 @@ class LLM:
         **vllm_arguments: Any,
     ) -> None:
         check_vllm_arguments(vllm_arguments)
-        self.task = resolve_task(task)
         if tensor_parallel_size != 1:
             raise ValueError(
                 f"tensor_parallel_size is {tensor_parallel_size}: sharding of weights is not there yet, only 1 works"
             )
         if pooler_config is not None and override_pooler_config is not None:
             raise ValueError("pooler_config and override_pooler_config are one setting: give only one")
+        if max_num_batched_tokens is not None and max_num_batched_tokens < 1:
+            raise ValueError(f"max_num_batched_tokens is {max_num_batched_tokens}, expected at least 1")
+        pooling = PoolerConfig.of(pooler_config or override_pooler_config)
+        asked = _asked_task(task, runner, convert, pooling)
         if trust_remote_code:
             once("trust_remote_code changes nothing: a checkpoint's own code is never run", level=20)
         use_compile_cache(compile_cache)
         directory = hub.resolve(model, revision, hf_token)
-        pooling = PoolerConfig.of(pooler_config or override_pooler_config)
-        self.recipe = _with_length(pooling.apply(read_recipe(directory, hf_overrides)), max_model_len)
         self.model = os.fspath(model)
-        tokenizer_directory = (
-            hub.resolve_tokenizer(tokenizer, hf_token) if tokenizer else self.recipe.backbone_directory
-        )
-        self._tokenizer = load_tokenizer(tokenizer_directory, lower_case=self.recipe.lower_case)
-        if self._tokenizer.vocab_size > self.recipe.config.vocab_size:
+        recipe = pooling.apply(read_recipe(directory, hf_overrides, asked), self.model)
+        recipe = _with_template(_with_length(recipe, max_model_len), chat_template)
+        tokenizer_directory = hub.resolve_tokenizer(tokenizer, hf_token) if tokenizer else recipe.backbone_directory
+        read_tokens = load_tokenizer(tokenizer_directory, lower_case=recipe.lower_case)
+        if read_tokens.vocab_size > recipe.config.vocab_size:
             raise ValueError(
-                f"{tokenizer_directory}: the tokenizer has {self._tokenizer.vocab_size} tokens, the model "
-                f"{self.recipe.config.vocab_size} embeddings"
+                f"{tokenizer_directory}: the tokenizer has {read_tokens.vocab_size} tokens, the model "
+                f"{recipe.config.vocab_size} embeddings"
             )
-        if self.recipe.max_length <= self._tokenizer.special_count:
+        if recipe.max_length <= read_tokens.special_count:
             raise ValueError(
-                f"max_model_len is {self.recipe.max_length}, expected more than the tokenizer's "
-                f"{self._tokenizer.special_count} special tokens"
+                f"max_model_len is {recipe.max_length}, expected more than the tokenizer's "
+                f"{read_tokens.special_count} special tokens"
             )
         meshes = replica_meshes(data_parallel_size, mesh)
-        device = meshes[0].devices.flat[0]
-        self.dtype = resolve_dtype(dtype, device.platform)
-        if max_num_batched_tokens is not None and max_num_batched_tokens < 1:
-            raise ValueError(f"max_num_batched_tokens is {max_num_batched_tokens}, expected at least 1")
+        self.dtype = resolve_dtype(dtype, meshes[0].devices.flat[0].platform)
         ladder = memory.choose_ladder(
-            self.recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic
+            recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic
         )
-        self._meshes = meshes
-        self.stats = Stats()
-        self._runner = self._start(meshes, ladder)
-        self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
-        self._requests = 0
-        self._lock = threading.Lock()
+        self._engine = Engine(recipe, read_tokens, meshes, ladder, self.dtype)
 
-    def _start(self, meshes: list[jax.sharding.Mesh], ladder: Ladder) -> Runner:
-        program = embed_program(self.recipe)
-        params = load_to_mesh(self.recipe, meshes[0], self.dtype)
-        specs = param_specs(self.recipe)
-        replicas = []
-        for mesh in meshes:
-            shardings = jax.tree.map(lambda spec, mesh=mesh: param_sharding(spec, mesh), specs)
-            replicas.append(Replica(mesh, jax.device_put(params, shardings), program, self.stats))
-        return Runner(replicas, ladder, self.stats, per_token=self.recipe.pooling == ALL)
+    @property
+    def recipe(self) -> Recipe:
+        """What decides which answer a text gets."""
+        return self._engine.recipe
+
+    @property
+    def task(self) -> str:
+        """What the instance answers: one of `tasks.TASKS`."""
+        return self.recipe.task
+
+    @property
+    def stats(self) -> Stats:
+        """Counters of what was done so far."""
+        return self._engine.stats
 
     def encode(
         self,
-        prompts: Any,
-        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        prompts: Any = None,
+        pooling_params: OneOrEach = None,
         *,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: UseTqdm = True,
+        pooling_task: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_token_ids: Any = None,
+        **vllm_arguments: Any,
     ) -> list[PoolingRequestOutput]:
         """What the instance's pooler extracts from each prompt.
 
@@ -175,39 +176,196 @@ class LLM:
             truncate_prompt_tokens: cut longer prompts to so many tokens, −1 for the model's limit; None: a longer
                 prompt is an error.
             use_tqdm: a progress bar, none, or something to call instead of tqdm.
+            pooling_task: another task of the model than the instance's own: "embed" and "token_embed", or "classify"
+                and "token_classify"; "encode" for the one that answers for every token.
+            tokenization_kwargs: vLLM's newer place for `truncate_prompt_tokens`, with `truncation_side`,
+                `add_special_tokens` and others (see `reading.make_reading`).
+            prompt_token_ids: vLLM's older place for token ids: a list, or a list of lists.
+            vllm_arguments: other arguments of vLLM's methods, as long as they ask for nothing.
 
         Returns:
-            One output a prompt, in order; `.outputs.data` is float32 [D], or [T, D] with pooling "ALL".
+            One output a prompt, in order; `.outputs.data` is float32 [C], or [T, C] for a task that answers for every
+            token (of a process reward model: [steps, C]).
 
         Raises:
             ValueError: something that is no prompt, too long, empty or out of vocabulary; the call gives nothing then.
         """
-        parsed = parse_prompts(prompts)
-        reading = self._reading(self._default_prompt(), truncate_prompt_tokens)
-        options = [p.resolve(self.recipe, self.model) for p in spread(pooling_params, len(parsed))]
-        outputs: list[PoolingRequestOutput | None] = [None] * len(parsed)
-        first = self._reserve(len(parsed))
-        for sequence, data in self._run(zip(parsed, options, strict=True), reading, use_tqdm, len(parsed)):
-            for i in sequence.owners:
-                vector = data[..., : sequence.dimensions].copy()
-                outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(vector), sequence.ids.tolist())
-        return [output for output in outputs if output is not None]
+        check_call_arguments("encode", vllm_arguments)
+        task = _pooling_task(pooling_task, self.recipe)
+        parsed = parse_prompts(_either(prompts, prompt_token_ids))
+        requests = list(zip(parsed, self._options(pooling_params, len(parsed), task), strict=True))
+        reading = self._reading(self._default_prompt(), truncate_prompt_tokens, tokenization_kwargs, task)
+        return self._answers(task, requests, reading, use_tqdm)
 
     def embed(
         self,
-        prompts: Any,
+        prompts: Any = None,
         *,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: UseTqdm = True,
-        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        pooling_params: OneOrEach = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_token_ids: Any = None,
+        **vllm_arguments: Any,
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each prompt as a list of floats. Arguments and errors as `encode`.
 
         Lists of floats are slow; `embed_array` gives one numpy array.
         """
+        check_call_arguments("embed", vllm_arguments)
         self._one_vector("embed")
-        outputs = self.encode(prompts, pooling_params, truncate_prompt_tokens=truncate_prompt_tokens, use_tqdm=use_tqdm)
+        outputs = self.encode(
+            prompts,
+            pooling_params,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            use_tqdm=use_tqdm,
+            pooling_task=EMBED,
+            tokenization_kwargs=tokenization_kwargs,
+            prompt_token_ids=prompt_token_ids,
+        )
         return [EmbeddingRequestOutput.from_base(output) for output in outputs]
+
+    def classify(
+        self,
+        prompts: Any = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: OneOrEach = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_token_ids: Any = None,
+        **vllm_arguments: Any,
+    ) -> list[ClassificationRequestOutput]:
+        """The classes' probabilities of each prompt. Arguments and errors as `encode`."""
+        check_call_arguments("classify", vllm_arguments)
+        if self.recipe.embeds:
+            raise ValueError(
+                "Classification API is not supported by this model. Try converting the model using "
+                "`--convert classify` (here: task='classify')."
+            )
+        outputs = self.encode(
+            prompts,
+            pooling_params,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            use_tqdm=use_tqdm,
+            pooling_task=CLASSIFY,
+            tokenization_kwargs=tokenization_kwargs,
+            prompt_token_ids=prompt_token_ids,
+        )
+        return [ClassificationRequestOutput.from_base(output) for output in outputs]
+
+    def reward(
+        self,
+        prompts: Any = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: OneOrEach = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_token_ids: Any = None,
+        **vllm_arguments: Any,
+    ) -> list[PoolingRequestOutput]:
+        """The rewards of each prompt: of every token, or of every step. Arguments, returns and errors as `encode`."""
+        check_call_arguments("reward", vllm_arguments)
+        if self.recipe.embeds:
+            raise ValueError(
+                "Reward API is not supported by this model. Try converting the model using "
+                "`--convert reward` (here: task='reward')."
+            )
+        return self.encode(
+            prompts,
+            pooling_params,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            use_tqdm=use_tqdm,
+            pooling_task=TOKEN_CLASSIFY,
+            tokenization_kwargs=tokenization_kwargs,
+            prompt_token_ids=prompt_token_ids,
+        )
+
+    def score(
+        self,
+        data_1: Any,
+        data_2: Any,
+        /,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: OneOrEach = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        instruction: str | None = None,
+        **vllm_arguments: Any,
+    ) -> list[ScoringRequestOutput]:
+        """How well texts go together, pair by pair.
+
+        A cross-encoder reads both texts at once and a language model that reranks reads them in its prompt; an
+        embedding model's score is the cosine of the two embeddings (`similarity` is the checkpoint's own).
+
+        Args:
+            data_1: a text, or a list of texts.
+            data_2: a text, or a list of texts: 1 with 1, 1 with N, or N with N.
+            truncate_prompt_tokens, use_tqdm, pooling_params, tokenization_kwargs, vllm_arguments: as `encode` takes
+                them; options are one for all pairs, or one a pair.
+            chat_template: a jinja template instead of the model's own, for this call.
+            instruction: what a model with a template shall judge by.
+
+        Returns:
+            One output a pair, in order; `.outputs.score`.
+
+        Raises:
+            ValueError: numbers of texts that do not fit, a model that gives no score, and as `encode`.
+        """
+        check_call_arguments("score", vllm_arguments)
+        pairs = scoring.parse_pairs(data_1, data_2, self.recipe.architecture)
+        if self.recipe.embeds:
+            if chat_template is not None or instruction is not None:
+                raise ValueError("chat_template and instruction are for models that read both texts at once")
+            return self._cosines(pairs, truncate_prompt_tokens, use_tqdm, pooling_params, tokenization_kwargs)
+        self._one_score()
+        params = spread(pooling_params, len(pairs[0]))
+        write = scoring.PairWriter(self.recipe, chat_template, _instruction(instruction, params))
+        options = self._options(params, len(params), CLASSIFY)
+        requests = [(write(*pair), own) for *pair, own in zip(*pairs, options, strict=True)]
+        reading = self._reading("", truncate_prompt_tokens, tokenization_kwargs, CLASSIFY)
+        return [ScoringRequestOutput.from_base(o) for o in self._answers(CLASSIFY, requests, reading, use_tqdm)]
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        instruction: str | None = None,
+        return_documents: bool = False,
+        *,
+        use_tqdm: UseTqdm = False,
+        chat_template: str | None = None,
+    ) -> list[scoring.Ranked] | list[scoring.RankedDocument]:
+        """The documents by how well they answer the query, best first. Longer texts are cut.
+
+        Args:
+            query: one text.
+            documents: n texts.
+            top_n: how many to give back; None for all.
+            instruction, chat_template: as `score` takes them.
+            return_documents: whether each comes with its text.
+            use_tqdm: a progress bar, none, or something to call instead of tqdm.
+
+        Returns:
+            (index, score) or (index, score, document), by falling score.
+
+        Raises:
+            ValueError: as `score`, or `top_n` below 1.
+        """
+        scoring.rank((), (), top_n, return_documents)  # a wrong top_n is said before the work, not after
+        outputs = self.score(
+            parse_text(query, "query"),
+            list(documents),
+            truncate_prompt_tokens=-1,
+            use_tqdm=use_tqdm,
+            chat_template=chat_template,
+            instruction=instruction,
+        )
+        return scoring.rank([output.outputs.score for output in outputs], documents, top_n, return_documents)
 
     def embed_array(
         self,
@@ -216,6 +374,7 @@ class LLM:
         prompt_name: str | None = None,
         prompt: str | None = None,
         use_tqdm: UseTqdm = False,
+        pooling_params: PoolingParams | None = None,
     ) -> np.ndarray:
         """The embeddings of all texts as one array. Longer texts are cut, as sentence-transformers does.
 
@@ -224,6 +383,7 @@ class LLM:
             prompt_name: of the checkpoint's prompts, to put in front of each text; None: its default prompt.
             prompt: a text to put in front, instead.
             use_tqdm: a progress bar, none, or something to call instead of tqdm.
+            pooling_params: options for all texts.
 
         Returns:
             float32 [n, D]; [0, D] for an empty list. `stats.truncated` counts the texts that were cut.
@@ -233,10 +393,10 @@ class LLM:
         """
         self._one_vector("embed_array")
         parsed = [] if isinstance(texts, (list, tuple)) and not texts else parse_prompts(texts)
-        reading = self._reading(self._prompt(prompt_name, prompt), -1)
-        result = np.empty((len(parsed), self.recipe.embedding_size), np.float32)
-        own = self._own_options()
-        for sequence, vector in self._run(((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
+        reading = self._reading(self._prompt(prompt_name, prompt), -1, None, EMBED)
+        own = self._own_options(pooling_params)
+        result = np.empty((len(parsed), min(own.dimensions, self.recipe.embedding_size)), np.float32)
+        for sequence, vector in self._engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
             result[list(sequence.owners)] = vector
         return result
 
@@ -247,12 +407,13 @@ class LLM:
         prompt_name: str | None = None,
         prompt: str | None = None,
         use_tqdm: UseTqdm = False,
+        pooling_params: PoolingParams | None = None,
     ) -> Iterator[np.ndarray]:
         """The embeddings of a stream of texts, in order, in bounded memory.
 
         Args:
             texts: any iterable; it is drawn from in the caller's thread, a few thousand texts ahead.
-            prompt_name, prompt, use_tqdm: as in `embed_array`.
+            prompt_name, prompt, use_tqdm, pooling_params: as in `embed_array`.
 
         Yields:
             float32 [D] a text.
@@ -263,10 +424,10 @@ class LLM:
         self._one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):
             raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
-        reading = self._reading(self._prompt(prompt_name, prompt), -1)
-        own = self._own_options()
+        reading = self._reading(self._prompt(prompt_name, prompt), -1, None, EMBED)
+        own = self._own_options(pooling_params)
         parsed = ((parse_prompt(text, f"texts[{i}]"), own) for i, text in enumerate(texts))
-        return self._in_order(parsed, reading, use_tqdm)
+        return self._engine.in_order(EMBED, parsed, reading, use_tqdm)
 
     def encode_query(self, texts: Any, *, use_tqdm: UseTqdm = False) -> np.ndarray:
         """`embed_array` with the checkpoint's "query" prompt, or none: sentence-transformers' `encode_query`."""
@@ -280,18 +441,21 @@ class LLM:
         """The checkpoint's own similarity of every row of `a` [n, D] with every row of `b` [m, D]: float32 [n, m]."""
         return similarity(self.recipe.similarity, a, b)
 
-    def warmup(self) -> None:
-        """Compiles and runs every shape, so that nothing compiles later (`stats.compilations` stands still)."""
-        self._runner.warmup()
+    def warmup(self, *tasks: str) -> None:
+        """Compiles and runs every shape, so that nothing compiles later (`stats.compilations` stands still).
+
+        Args:
+            tasks: which of the model's tasks; none: the instance's own.
+        """
+        self._engine.runner.warmup([_pooling_task(task, self.recipe) for task in tasks or (self.task,)])
 
     def memory_plan(self) -> memory.MemoryPlan:
         """What each replica holds: weights and the largest batch's activations."""
-        return memory.memory_plan(self.recipe, self.dtype, self._runner.ladder)
+        return memory.memory_plan(self.recipe, self.dtype, self._engine.runner.ladder)
 
     def close(self) -> None:
         """Ends the engine's threads. Idempotent; later calls raise RuntimeError."""
-        self._tokenising.shutdown(wait=False, cancel_futures=True)
-        self._runner.close()
+        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -300,18 +464,57 @@ class LLM:
         self.close()
 
     def __repr__(self) -> str:
-        devices = [str(device) for mesh in self._meshes for device in mesh.devices.flat]
+        meshes = self._engine.meshes
+        devices = [str(device) for mesh in meshes for device in mesh.devices.flat]
         lines = {
             "model": self.model,
             **self.recipe.describe(),
             "dtype": str(self.dtype),
-            "devices": ", ".join(devices) + (f" ({len(self._meshes)} replicas)" if len(self._meshes) > 1 else ""),
+            "devices": ", ".join(devices) + (f" ({len(meshes)} replicas)" if len(meshes) > 1 else ""),
             **self.memory_plan().describe(),
         }
         return "LLM(\n" + "".join(f"  {name}: {value}\n" for name, value in lines.items()) + ")"
 
+    def _answers(
+        self, task: str, requests: list[tuple[Parsed, Options]], reading: Reading, use_tqdm: UseTqdm
+    ) -> list[PoolingRequestOutput]:
+        outputs: list[PoolingRequestOutput | None] = [None] * len(requests)
+        first = self._engine.reserve(len(requests))
+        for sequence, data in self._engine.run(task, requests, reading, use_tqdm, len(requests)):
+            for i in sequence.owners:
+                outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(data.copy()), sequence.ids.tolist())
+        return [output for output in outputs if output is not None]
+
+    def _cosines(
+        self,
+        pairs: tuple[list[str], list[str]],
+        truncate: int | None,
+        use_tqdm: UseTqdm,
+        pooling_params: OneOrEach,
+        tokenization: Mapping[str, Any] | None,
+    ) -> list[ScoringRequestOutput]:
+        self._one_vector("score")
+        params = spread(pooling_params, len(pairs[0]))
+        outputs = self.encode(
+            [*pairs[0], *pairs[1]],
+            [*params, *params],
+            truncate_prompt_tokens=truncate,
+            use_tqdm=use_tqdm,
+            pooling_task=EMBED,
+            tokenization_kwargs=tokenization,
+        )
+        pad = self._engine.tokenizer.pad_id
+        scores = []
+        for a, b in zip(outputs[: len(params)], outputs[len(params) :], strict=True):
+            score = scoring.cosine(a.outputs.data[None], b.outputs.data[None])[0]
+            ids = [*a.prompt_token_ids, *([] if pad is None else [pad]), *b.prompt_token_ids]
+            base = PoolingRequestOutput(f"{a.request_id}_{b.request_id}", PoolingOutput(np.asarray(score)), ids)
+            scores.append(ScoringRequestOutput.from_base(base))
+        return scores
+
     def _default_prompt(self) -> str:
-        return self.recipe.prompts[self.recipe.default_prompt] if self.recipe.default_prompt else ""
+        embeds, name = self.recipe.embeds, self.recipe.default_prompt
+        return self.recipe.prompts[name] if embeds and name else ""
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None:
@@ -322,101 +525,63 @@ class LLM:
             raise ValueError(f"prompt_name is {prompt_name!r}, expected one of {list(self.recipe.prompts)}")
         return self.recipe.prompts[prompt_name]
 
-    def _reading(self, prompt: str, truncate: int | None) -> _Reading:
-        longest = self.recipe.max_length
-        if truncate is None:
-            return _Reading(prompt, longest, cut=False)
-        if not isinstance(truncate, int):
-            raise ValueError(f"truncate_prompt_tokens is {truncate!r}, expected an int or None")
-        if truncate > longest:
-            raise ValueError(
-                f"truncate_prompt_tokens value ({truncate}) is greater than max_model_len ({longest}). "
-                "Please request a smaller truncation size."
-            )
-        if truncate == -1:
-            return _Reading(prompt, longest, cut=True)
-        if truncate <= self._tokenizer.special_count:
-            raise ValueError(
-                f"truncate_prompt_tokens is {truncate}, expected -1 or more than the "
-                f"{self._tokenizer.special_count} special tokens"
-            )
-        return _Reading(prompt, truncate, cut=True)
+    def _reading(self, prompt: str, truncate: Any, tokenization: Mapping[str, Any] | None, task: str) -> Reading:
+        in_parts = self.recipe.chunked and task not in PER_TOKEN
+        # What embeds everything it is given in parts has nothing to cut, unless a call says where.
+        if in_parts and truncate == -1:
+            truncate = None
+        return make_reading(self.recipe, self._engine.tokenizer, prompt, truncate, tokenization, in_parts=in_parts)
+
+    def _options(self, params: OneOrEach, count: int, task: str) -> list[Options]:
+        options = []
+        for own in spread(params, count):
+            limit = own.truncate_prompt_tokens
+            if limit is not None:
+                limit = check_truncation(limit, self.recipe.max_length, self._engine.tokenizer)
+            options.append(replace(own.resolve(self.recipe, self.model, task), limit=limit))
+        return options
+
+    def _own_options(self, params: PoolingParams | None) -> Options:
+        return self._options(params, 1, EMBED)[0]
 
     def _one_vector(self, method: str) -> None:
-        if self.recipe.pooling == ALL:
+        if not self.recipe.embeds:
+            raise ValueError(
+                f"{method}: Embedding API is not supported by this model. Try converting the model using "
+                "`--convert embed` (here: task='embed')."
+            )
+        if self.task in PER_TOKEN:
             raise ValueError(f"{method}: this instance keeps every token's vector (pooling ALL); use encode")
 
-    def _reserve(self, count: int) -> int:
-        with self._lock:
-            self._requests += count
-            return self._requests - count
+    def _one_score(self) -> None:
+        if CLASSIFY not in self.recipe.tasks or not self.recipe.modules:
+            raise ValueError("This model does not support the Scoring API.")
+        if (classes := self.recipe.width(CLASSIFY)) != 1:
+            raise ValueError(f"Scoring API is only enabled for num_labels == 1. This model has {classes}.")
 
-    def _run(
-        self, requests: Iterable[Request], reading: _Reading, use_tqdm: UseTqdm, total: int | None
-    ) -> Iterator[tuple[TokenSequence, np.ndarray]]:
-        self._runner.check_open()
-        skip = 0 if self.recipe.include_prompt or not reading.prompt else self._tokenizer.prompt_length(reading.prompt)
-        work = ((start, window, reading, skip) for start, window in pipeline.windows(requests))
-        progress = Progress(use_tqdm, total)
-        try:
-            with closing(pipeline.ahead(self._tokenising, self._tokenise, work)) as tokenised:
-                for sequence, rows in pipeline.execute(tokenised, self._runner):
-                    yield sequence, rows
-                    progress.update(len(sequence.owners), len(sequence.ids))
-        except CancelledError:
-            raise RuntimeError("this LLM was closed while it worked on this call") from None
-        finally:
-            progress.close()
 
-    def _in_order(self, requests: Iterable[Request], reading: _Reading, use_tqdm: UseTqdm) -> Iterator[np.ndarray]:
-        waiting: dict[int, np.ndarray] = {}
-        following = 0
-        for sequence, rows in self._run(requests, reading, use_tqdm, None):
-            waiting |= {owner: rows.copy() for owner in sequence.owners}
-            while following in waiting:
-                yield waiting.pop(following)
-                following += 1
+def _asked_task(task: str, runner: str, convert: str, pooling: PoolerConfig) -> str:
+    if pooling.task is not None and task not in (AUTO, pooling.task):
+        raise ValueError(f"You cannot overwrite task={task!r} with pooler_config.task={pooling.task!r}!")
+    return pooling.asked(asked_task(pooling.task or task, runner, convert))
 
-    def _tokenise(self, start: int, window: Sequence[Request], reading: _Reading, skip: int) -> list[TokenSequence]:
-        """One window of requests -> sequences; a request that comes more than once is computed once."""
-        owners: dict[tuple[str | bytes, Options], list[int]] = {}
-        for i, (prompt, options) in enumerate(window):
-            key = prompt if isinstance(prompt, str) else prompt.tobytes()
-            owners.setdefault((key, options), []).append(start + i)
-        texts = list(dict.fromkeys(text for text, _ in owners if isinstance(text, str)))
-        prompted = self._tokenizer.encode([reading.prompt + text for text in texts], reading.limit)
-        encoded = dict(zip(texts, prompted, strict=True))
-        sequences = []
-        for (item, options), numbers in owners.items():
-            name = f"prompts[{numbers[0]}]"
-            if isinstance(item, str):
-                ids, total = encoded[item].ids, encoded[item].total
-            else:
-                whole = check_ids(np.frombuffer(item, np.int32), self.recipe.config.vocab_size, name)
-                ids, total = self._tokenizer.cut_ids(whole, reading.limit), len(whole)
-            if total > len(ids) and not reading.cut:
-                raise ValueError(
-                    f"{name}: This model's maximum context length is {reading.limit} tokens. However, your prompt "
-                    f"contains at least {total} input tokens. Please reduce the length of the input prompt, or pass "
-                    "truncate_prompt_tokens=-1."
-                )
-            if len(ids) == 0:
-                raise ValueError(f"{name}: the text has no tokens, and this model's tokenizer adds none")
-            own_skip = min(skip, len(ids) - 1) if isinstance(item, str) else 0
-            sequences.append(
-                TokenSequence(
-                    ids,
-                    tuple(numbers),
-                    truncated=total > len(ids),
-                    skip=own_skip,
-                    dimensions=options.dimensions,
-                    activate=options.activate,
-                )
-            )
-        return sequences
 
-    def _own_options(self) -> Options:
-        return PoolingParams().resolve(self.recipe, self.model)
+def _pooling_task(name: str | None, recipe: Recipe) -> str:
+    return pooling_task(name, recipe.task, recipe.tasks)
+
+
+def _either(prompts: Any, prompt_token_ids: Any) -> Any:
+    if prompts is not None and prompt_token_ids is not None:
+        raise ValueError("prompts and prompt_token_ids: give only one")
+    return prompts if prompt_token_ids is None else prompt_token_ids
+
+
+def _instruction(instruction: str | None, params: Sequence[PoolingParams]) -> str | None:
+    """The instruction of a call: said outright, or in vLLM's place for it."""
+    said = {(own.extra_kwargs or {}).get("chat_template_kwargs", {}).get("instruction") for own in params}
+    if len(said - {None}) > 1 or (None not in (instruction, *said) and said != {instruction}):
+        raise ValueError("instruction: one call takes one instruction")
+    return instruction if instruction is not None else next(iter(said - {None}), None)
 
 
 def _with_length(recipe: Recipe, max_model_len: int | None) -> Recipe:
@@ -427,6 +592,14 @@ def _with_length(recipe: Recipe, max_model_len: int | None) -> Recipe:
             f"max_model_len is {max_model_len}, expected 1 … {recipe.max_length}, which the checkpoint's files allow"
         )
     return replace(recipe, max_length=max_model_len)
+
+
+def _with_template(recipe: Recipe, chat_template: str | None) -> Recipe:
+    if chat_template is None:
+        return recipe
+    if recipe.embeds:
+        raise ValueError("chat_template is for models that score pairs of texts; this one embeds")
+    return replace(recipe, template=check_template(read_template(chat_template)))
 
 
 def resolve_dtype(dtype: str, platform: str) -> np.dtype:

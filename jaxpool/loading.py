@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,29 +14,68 @@ from jax.sharding import Mesh
 
 from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
-from jaxpool.converters.rules import Binding, Index, Leaf, Table, bind, identity_table
-from jaxpool.params import Tree, unflatten
+from jaxpool.converters.rules import Binding, Index, Leaf, Rule, Table, TokenRows, bind, identity_table, skip
+from jaxpool.params import ParamSpec, Tree, flatten, unflatten
+from jaxpool.program import param_specs
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import param_sharding
-from jaxpool.tasks import param_specs
 
 Place = Callable[[str, Leaf, Callable[[Index | None], np.ndarray]], Any]
 
 
-def backbone_table(recipe: Recipe) -> Table:
-    """The rule table of the recipe's family."""
+class Part(NamedTuple):
+    """What one folder of a model holds.
+
+    Attributes:
+        folder: with the weights.
+        table: their rules, with targets from the root of the tree.
+        specs: the leaves to fill, by path.
+        extras: leaves that no answer needs, filled if the checkpoint has them and they are asked for.
+    """
+
+    folder: Path
+    table: Table
+    specs: dict[str, ParamSpec]
+    extras: dict[str, ParamSpec]
+
+
+def family_table(recipe: Recipe) -> Table:
+    """The rule table of the recipe's family; targets are below "backbone"."""
     return recipe.family.table or import_module(f"jaxpool.converters.{recipe.family.name}").TABLE
 
 
-def parts(recipe: Recipe) -> Iterator[tuple[str, Path, Table, Tree]]:
-    """The recipe's parameters by where they are stored: (path in the tree, folder, table, specs)."""
-    specs = param_specs(recipe)
-    yield "backbone", recipe.backbone_directory, backbone_table(recipe), specs["backbone"]
-    for name, modules in (("tokens", recipe.token_modules), ("head", recipe.modules)):
-        for i in range(len(modules)):
-            if own := specs.get(name, {}).get(str(i)):
-                path = f"{name}/{i}"
-                yield path, recipe.directory / recipe.module_folders[path], head.TABLE, own
+def parts(recipe: Recipe) -> Iterator[Part]:
+    """The recipe's parameters by where they are stored."""
+    specs = flatten(param_specs(recipe))
+    elsewhere = [path for path in recipe.module_folders if any(name.startswith(f"{path}/") for name in specs)]
+    own = {name: spec for name, spec in specs.items() if not name.startswith(tuple(f"{p}/" for p in elsewhere))}
+    table = family_table(recipe)
+    whole = table.whole("backbone", "head", _head_rules(recipe, table))
+    targets = {rule.target for rule in whole.rules}
+    extras = flatten(recipe.family.extras(recipe.config), "backbone/")
+    yield Part(recipe.backbone_directory, whole, own, {name: s for name, s in extras.items() if name in targets})
+    for path in elsewhere:
+        below = {name: spec for name, spec in specs.items() if name.startswith(f"{path}/")}
+        yield Part(recipe.directory / recipe.module_folders[path], head.TABLE.below(path), below, {})
+
+
+def _head_rules(recipe: Recipe, table: Table) -> tuple[Rule, ...]:
+    rules = recipe.head_rules
+    if rules is None:
+        return ()
+    if isinstance(rules, str):
+        return table.heads[rules]
+    return (_rows_rule(rules, recipe.hf, table),)
+
+
+def _rows_rule(rows: TokenRows, hf: Mapping[str, Any], table: Table) -> Rule:
+    if table.logits is None:
+        raise ValueError("this family has no language model's head that a score could be read from")
+    own, embedding = table.logits
+    tied = hf.get("tie_word_embeddings")
+    # transformers' own default, where the file says nothing.
+    tied = str(hf.get("model_type")).startswith("gemma") if tied is None else tied
+    return Rule(embedding if tied else own, "0/linear/kernel", rows, shared=bool(tied))
 
 
 def is_converted(directory: Path) -> bool:
@@ -45,24 +83,29 @@ def is_converted(directory: Path) -> bool:
     return any((directory / f"flax_params.safetensors{end}").exists() for end in ("", ".index.json"))
 
 
-def stored(recipe: Recipe) -> Iterator[tuple[str, Checkpoint, Binding]]:
+def stored(recipe: Recipe, *, extras: bool = False) -> Iterator[tuple[Checkpoint, Binding]]:
     """Where every declared parameter is stored, found by names and shapes alone.
 
+    Args:
+        extras: whether the parameters that no answer needs are wanted too, where the checkpoint has them.
+
     Yields:
-        A prefix of paths in the tree, the checkpoint that holds these parameters, and their places in it.
+        A checkpoint, and which of the leaves are in it.
 
     Raises:
         FileNotFoundError, CheckpointError: weights missing, truncated, or not those of the model.
     """
     if is_converted(recipe.directory):
-        # What was optional when it was converted is known here too, and may be left out.
-        known = identity_table(param_specs(with_optional(recipe)))
+        kept = {name: spec for part in parts(recipe) for name, spec in part.extras.items()}
         checkpoint = open_checkpoint(recipe.directory)
-        yield "", checkpoint, bind(checkpoint.shapes, known, param_specs(recipe))
+        # What was kept when it was converted, or is another task's, is known here too, and may be left out.
+        known = identity_table(unflatten(flatten(param_specs(recipe)) | kept))
+        table = Table((*known.rules, *(skip(f"{name}/*") for name in ("tokens", "head"))))
+        yield checkpoint, bind(checkpoint.shapes, table, param_specs(recipe), kept if extras else None)
         return
-    for prefix, folder, table, specs in parts(recipe):
-        checkpoint = open_checkpoint(folder)
-        yield f"{prefix}/", checkpoint, bind(checkpoint.shapes, table, specs)
+    for part in parts(recipe):
+        checkpoint = open_checkpoint(part.folder)
+        yield checkpoint, bind(checkpoint.shapes, part.table, unflatten(part.specs), part.extras if extras else None)
 
 
 def check(recipe: Recipe) -> None:
@@ -71,21 +114,22 @@ def check(recipe: Recipe) -> None:
         pass
 
 
-def load(recipe: Recipe, place: Place, *, exact: bool = False) -> Tree:
+def load(recipe: Recipe, place: Place, *, exact: bool = False, extras: bool = False) -> Tree:
     """Reads every declared parameter, leaf by leaf. Errors as `stored`.
 
     Args:
         place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
         exact: whether layers stored in several dtypes, which stacking would convert, are an error.
+        extras: as `stored`.
     """
     flat: dict[str, Any] = {}
-    for prefix, checkpoint, binding in stored(recipe):
+    for checkpoint, binding in stored(recipe, extras=extras):
         for path, leaf in binding.items():
-            flat[prefix + path] = place(prefix + path, leaf, partial(leaf.read, checkpoint.read, exact=exact))
+            flat[path] = place(path, leaf, partial(leaf.read, checkpoint.read, exact=exact))
     return unflatten(flat)
 
 
-def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
+def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any, *, extras: bool = False) -> Tree:
     """The parameters on a mesh in the compute dtype (heads in float32), each device reading its own part only."""
 
     def place(path: str, leaf: Leaf, read: Callable[[Index | None], np.ndarray]) -> jax.Array:
@@ -101,19 +145,9 @@ def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any) -> Tree:
 
         return jax.make_array_from_callback(leaf.spec.shape, param_sharding(leaf.spec, mesh), part)
 
-    return load(recipe, place)
+    return load(recipe, place, extras=extras)
 
 
 def load_stored(recipe: Recipe) -> Tree:
-    """The parameters as numpy arrays in their stored dtypes, optional ones that the checkpoint has included."""
-    return load(with_optional(recipe), lambda path, leaf, read: read(None), exact=True)
-
-
-def with_optional(recipe: Recipe) -> Recipe:
-    """The recipe with the optional parts declared that its checkpoint holds weights for."""
-    if not hasattr(recipe.config, "pooler"):
-        return recipe
-    checkpoint = open_checkpoint(recipe.directory if is_converted(recipe.directory) else recipe.backbone_directory)
-    canonical = backbone_table(recipe).canonical
-    has = any(canonical(key).startswith(("pooler.", "backbone/pooler/")) for key in checkpoint.shapes)
-    return replace(recipe, config=replace(recipe.config, pooler=has))
+    """The parameters as numpy arrays in their stored dtypes, extras that the checkpoint has included."""
+    return load(recipe, lambda path, leaf, read: read(None), exact=True, extras=True)

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from jaxpool.batching import Ladder, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import count, nbytes
+from jaxpool.program import param_specs
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA
-from jaxpool.tasks import param_specs
 
 # Batches of this many tokens where the platform has not been asked: measured on CPU (docs/performance.md);
 # chips want enough rows to fill their matrix units.

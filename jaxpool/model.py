@@ -14,11 +14,13 @@ import numpy as np
 
 from jaxpool import hub
 from jaxpool.batch import Inputs
+from jaxpool.hf_overrides import HFOverrides
 from jaxpool.loading import load_stored
 from jaxpool.params import Tree, map_leaves
 from jaxpool.pooling_params import PoolingParams
-from jaxpool.recipe import HFOverrides, Recipe, read_recipe
-from jaxpool.tasks import embed_program
+from jaxpool.program import make_program
+from jaxpool.recipe import Recipe, read_recipe
+from jaxpool.tasks import AUTO, PER_TOKEN, asked_task
 from jaxpool.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Model:
         options = PoolingParams().resolve(self.recipe, str(self.recipe.directory))
         inputs.dimensions[:] = options.dimensions
         inputs.activate[:] = options.activate
+        inputs.adapter[:] = options.adapter
         inputs.skip[:] = 0 if self.recipe.include_prompt or not prompt else self._tokenizer.prompt_length(prompt)
         for row, text in enumerate(encoded):
             inputs.ids[row, : len(text.ids)] = text.ids
@@ -61,10 +64,13 @@ class Model:
         return inputs
 
     def apply(self, params: Tree, inputs: Inputs) -> jax.Array:
-        """Embeddings, float32 [n, D] ([n, T, D] with pooling "all"). Pure: jit it, differentiate it, shard it."""
+        """The answers of the recipe's task, float32 [n, C], or [n, T, C] where it answers for every token.
+
+        Pure: jit it, differentiate it, shard it.
+        """
         inputs = jax.tree.map(jnp.asarray, inputs)
-        output = embed_program(self.recipe)(params, inputs)
-        return output if self.recipe.pooling == ("all",) else output[:, 0]
+        output = make_program(self.recipe, self.recipe.task)(params, inputs)
+        return output if self.recipe.task in PER_TOKEN else output[:, 0]
 
     def linen(self) -> linen.Module:
         """A `flax.linen` module whose `params` are this very tree: `module.apply({"params": model.params}, inputs)`."""
@@ -78,15 +84,17 @@ def load(
     revision: str | None = None,
     hf_token: str | None = None,
     hf_overrides: HFOverrides | None = None,
+    task: str = AUTO,
 ) -> Model:
     """Loads a checkpoint for use as a function. Arguments and errors as `LLM`'s.
 
     Args:
         model: a directory or a name on the hub.
         dtype: to cast the weights to; None leaves them as they are stored.
-        revision, hf_token, hf_overrides: as for `LLM`.
+        revision, hf_token, hf_overrides, task: as for `LLM`.
     """
-    recipe = read_recipe(hub.resolve(model, revision, hf_token), hf_overrides)
+    asked = asked_task(task, "auto", "auto")
+    recipe = read_recipe(hub.resolve(model, revision, hf_token), hf_overrides, asked)
     tokenizer = load_tokenizer(recipe.backbone_directory, lower_case=recipe.lower_case)
     cast: Any = (lambda leaf: leaf) if dtype is None else (lambda leaf: leaf.astype(jnp.dtype(dtype)))
     return Model(recipe, map_leaves(cast, load_stored(recipe)), tokenizer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,61 @@ class EmbeddingOutput:
 
 
 @dataclass
+class ClassificationOutput:
+    """A classifier's answer.
+
+    Attributes:
+        probs: one number a class.
+    """
+
+    probs: list[float]
+
+    @classmethod
+    def from_base(cls, output: PoolingOutput) -> ClassificationOutput:
+        """From a pooled vector.
+
+        Raises:
+            ValueError: the data is not one vector.
+        """
+        if output.data.ndim != 1:
+            raise ValueError("pooled_data should be a 1-D probability vector")
+        return cls(output.data.tolist())
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.probs)
+
+    def __repr__(self) -> str:
+        return f"ClassificationOutput(num_classes={self.num_classes})"
+
+
+@dataclass
+class ScoringOutput:
+    """How well two texts go together.
+
+    Attributes:
+        score: a cosine, or what the cross-encoder says.
+    """
+
+    score: float
+
+    @classmethod
+    def from_base(cls, output: PoolingOutput) -> ScoringOutput:
+        """From a pooled number.
+
+        Raises:
+            ValueError: the data is more than one number.
+        """
+        if output.data.size != 1:
+            raise ValueError("pooled_data should be a scalar score")
+        return cls(float(output.data.reshape(())))
+
+    def __repr__(self) -> str:
+        return f"ScoringOutput(score={self.score})"
+
+
+@dataclass
 class RequestOutput(Generic[T]):
     """The answer to one prompt.
 
@@ -65,16 +120,18 @@ class RequestOutput(Generic[T]):
         outputs: the answer itself.
         prompt_token_ids: what the model read.
         finished: always True here.
+        num_cached_tokens: always 0 here: there is no cache.
     """
 
     request_id: str
     outputs: T
     prompt_token_ids: list[int]
     finished: bool = True
+    num_cached_tokens: int = 0
 
 
 class PoolingRequestOutput(RequestOutput[PoolingOutput]):
-    """The answer of `LLM.encode`."""
+    """The answer of `LLM.encode` and `LLM.reward`."""
 
 
 class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
@@ -83,9 +140,27 @@ class EmbeddingRequestOutput(RequestOutput[EmbeddingOutput]):
     @classmethod
     def from_base(cls, request: PoolingRequestOutput) -> EmbeddingRequestOutput:
         """From `LLM.encode`'s answer."""
-        return cls(
-            request.request_id,
-            EmbeddingOutput.from_base(request.outputs),
-            request.prompt_token_ids,
-            request.finished,
-        )
+        return cls(**_around(request), outputs=EmbeddingOutput.from_base(request.outputs))
+
+
+class ClassificationRequestOutput(RequestOutput[ClassificationOutput]):
+    """The answer of `LLM.classify`."""
+
+    @classmethod
+    def from_base(cls, request: PoolingRequestOutput) -> ClassificationRequestOutput:
+        """From `LLM.encode`'s answer."""
+        return cls(**_around(request), outputs=ClassificationOutput.from_base(request.outputs))
+
+
+class ScoringRequestOutput(RequestOutput[ScoringOutput]):
+    """The answer of `LLM.score`."""
+
+    @classmethod
+    def from_base(cls, request: PoolingRequestOutput) -> ScoringRequestOutput:
+        """From `LLM.encode`'s answer."""
+        return cls(**_around(request), outputs=ScoringOutput.from_base(request.outputs))
+
+
+def _around(request: PoolingRequestOutput) -> dict[str, Any]:
+    """All of a request's fields but the answer."""
+    return {f.name: getattr(request, f.name) for f in fields(request) if f.name != "outputs"}

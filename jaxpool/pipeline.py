@@ -13,6 +13,7 @@ import numpy as np
 from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, plan
 from jaxpool.runner import Runner
+from jaxpool.tasks import PER_TOKEN
 
 T = TypeVar("T")
 
@@ -51,12 +52,14 @@ def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[
             future.cancel()
 
 
-def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tuple[Sequence, np.ndarray]]:
+def execute(tokenised: Iterable[list[Sequence]], runner: Runner, task: str) -> Iterator[tuple[Sequence, np.ndarray]]:
     """Runs windows of sequences and yields (sequence, its float32 rows) as batches finish, in no fixed order.
+
+    The rows are [C], or for a task that answers for every token [T, C].
 
     A batch that would go out unfilled waits for the next window, once.
     """
-    limit = 2 * len(runner.replicas) + 1
+    limit, per_token = 2 * len(runner.replicas) + 1, task in PER_TOKEN
     running: deque[tuple[Plan, list[Sequence], Future[np.ndarray]]] = deque()
     held: list[Sequence] = []
 
@@ -66,8 +69,8 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tup
         held = [sequences[i] for i in kept]
         for batch in plans:
             while len(running) >= limit or (running and running[0][2].done()):
-                yield from _unpack(*running.popleft(), runner.per_token)
-            running.append((batch, sequences, runner.submit(batch, sequences)))
+                yield from _unpack(*running.popleft(), per_token)
+            running.append((batch, sequences, runner.submit(task, batch, sequences)))
 
     try:
         for window in tokenised:
@@ -76,7 +79,7 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner) -> Iterator[tup
             yield from submit(waiting + window, [True] * len(waiting) + [False] * len(window))
         yield from submit(held, None)
         while running:
-            yield from _unpack(*running.popleft(), runner.per_token)
+            yield from _unpack(*running.popleft(), per_token)
     finally:
         for _, _, future in running:
             future.cancel()

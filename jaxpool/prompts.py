@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-Parsed = str | np.ndarray
-"""A text, or int32 token ids."""
+
+
+class Pair(NamedTuple):
+    """Two texts that the tokenizer puts together, as a cross-encoder reads them."""
+
+    first: str
+    second: str
+
+
+class TypedIds(NamedTuple):
+    """Token ids with token types: int32 [length] as bytes, and how many at the end are of type 1."""
+
+    ids: bytes
+    second: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt that a template made of a document, which may be cut if the prompt is too long.
+
+    Attributes:
+        text: the prompt.
+        document: the text in it that may be cut.
+        write: document -> prompt.
+    """
+
+    text: str
+    document: str
+    write: Callable[[str], str] = field(compare=False, repr=False)
+
+
+Parsed = str | Pair | Written | TypedIds
+"""One prompt, as it can be compared with others."""
+
+
+# Of vLLM's prompts; they set how it computes, never what.
+_NO_SAY = ("cache_salt", "multi_modal_uuids")
 
 
 def parse_prompts(prompts: Any) -> list[Parsed]:
-    """One prompt or a list of them -> a list of texts and token-id arrays.
+    """One prompt or a list of them -> a list of texts and token ids.
 
-    Takes `str`, a list of token ids, `{"prompt": str}`, `{"prompt_token_ids": [int]}`, or a list of these.
+    Takes `str`, a list of token ids, `{"prompt": str}`, `{"prompt_token_ids": [int]}` (with `token_type_ids` if it is
+    a pair), or a list of these.
 
     Raises:
         ValueError: nothing given, or something that is no prompt; the message names its place and type.
@@ -33,13 +70,13 @@ def parse_prompts(prompts: Any) -> list[Parsed]:
 
 
 def parse_prompt(prompt: Any, name: str) -> Parsed:
-    """One prompt -> text or int32 token ids; `name` is how errors call it."""
+    """One prompt -> text or token ids; `name` is how errors call it."""
     if isinstance(prompt, str):
         return parse_text(prompt, name)
     if isinstance(prompt, Mapping):
         return _parse_dict(prompt, name)
     if _is_ids(prompt):
-        return np.asarray(prompt, np.int32)
+        return _ids(prompt)
     if isinstance(prompt, (list, tuple, np.ndarray)) and len(prompt) == 0:
         raise ValueError(f"{name}: token ids are empty, expected at least one")
     raise ValueError(f"{name}: expected a text, token ids or a dict, got {_kind(prompt)}")
@@ -77,16 +114,31 @@ def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> np.ndarray:
 
 def _parse_dict(prompt: Mapping[str, Any], name: str) -> Parsed:
     known = {"prompt", "prompt_token_ids"}
-    if unknown := sorted(set(map(str, prompt)) - known):
+    given = {key: value for key, value in prompt.items() if key not in _NO_SAY}
+    if unknown := sorted(set(map(str, given)) - known - {"token_type_ids"}):
         raise ValueError(f"{name}: keys {unknown} are not supported, expected one of {sorted(known)}")
-    if len(prompt) != 1:
-        raise ValueError(f"{name}: expected exactly one of {sorted(known)}, got {sorted(prompt)}")
-    if "prompt" in prompt:
-        return parse_text(prompt["prompt"], f"{name}['prompt']")
-    ids = prompt["prompt_token_ids"]
+    types = given.pop("token_type_ids", None)
+    if len(given) != 1 or (types is not None and "prompt" in given):
+        raise ValueError(f"{name}: expected exactly one of {sorted(known)}, got {sorted(map(str, prompt))}")
+    if "prompt" in given:
+        return parse_text(given["prompt"], f"{name}['prompt']")
+    ids = given["prompt_token_ids"]
     if not _is_ids(ids):
         raise ValueError(f"{name}['prompt_token_ids']: expected a list of at least one int, got {_kind(ids)}")
-    return np.asarray(ids, np.int32)
+    return _ids(ids) if types is None else _typed_ids(ids, types, name)
+
+
+def _ids(ids: Any) -> TypedIds:
+    return TypedIds(np.asarray(ids, np.int32).tobytes(), 0)
+
+
+def _typed_ids(ids: Any, types: Any, name: str) -> TypedIds:
+    if not _is_ids(types) or len(types) != len(ids):
+        raise ValueError(f"{name}['token_type_ids']: expected {len(ids)} ints, one a token, got {_kind(types)}")
+    second = sum(map(int, types))
+    if [0] * (len(ids) - second) + [1] * second != list(map(int, types)):
+        raise ValueError(f"{name}['token_type_ids']: expected zeros, then ones")
+    return _ids(ids)._replace(second=second)
 
 
 def _is_ids(value: Any) -> bool:

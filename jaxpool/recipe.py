@@ -12,30 +12,44 @@ from typing import Any
 
 from jaxpool import sentence_transformers as st
 from jaxpool.converters.checkpoint import read_json
-from jaxpool.heads import Dense, Module, Normalize
+from jaxpool.converters.rules import TokenRows
+from jaxpool.head_choice import Source, choose
+from jaxpool.heads import Dense, Module, chain_width
+from jaxpool.hf_overrides import HFOverrides, override
 from jaxpool.log import once
 from jaxpool.models import Family, find_family
 from jaxpool.models.hf_config import NUMBER, TEXTS
-
-HFOverrides = Mapping[str, Any]
+from jaxpool.tasks import AUTO, EMBED, PER_TOKEN, SIBLINGS, TOKEN_EMBED
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the weights that decides which vector a text gets.
+    """Everything but the weights that decides which answer a text gets.
 
     Attributes:
         directory: where it was read from.
         architecture: config.json's name for the model.
-        family, config: what computes it.
+        family, config: what computes its backbone.
         hf: config.json as a dict (after `hf_overrides`).
-        pooling: pooling modes; several are concatenated. "all" keeps every token's vector.
+        task: what an instance answers if nothing else is asked: one of `tasks.TASKS`.
+        pooling: pooling modes of one answer a text; several are concatenated.
         include_prompt: False leaves a prompt's tokens out of the pooling.
         token_modules: modules on token embeddings, before the pooling.
-        modules: modules on the pooled vector.
+        modules: modules on the pooled vector, or on every token's.
+        final: the last step, by its name in `heads.FINAL`: "normalize" for embeddings, a classifier's activation.
+        activate: whether the last step is done unless a request says otherwise.
+        head_rules: where the modules' weights lie in the backbone's own files: the name of rules in the family's
+            table, or rows of the language model's head; None: in `module_folders`.
+        step: whether of every token's answers only those at `step_tag_id` are given.
+        step_tag_id: the token that ends a step; None keeps every token's answer.
+        template: of a language model that scores pairs: its prompt in jinja; None: the texts alone.
+        separated: whether a pair's texts are put together by the tokenizer, as a cross-encoder's.
         max_length: most tokens of a text, special ones included.
+        chunked: whether longer texts are embedded in parts (up to `max_embed_len` tokens) and averaged.
+        max_embed_len: most tokens of such a text; None: any number.
         lower_case: lower-case texts before the tokenizer's own normaliser.
         prompts: named texts to put in front; `default_prompt` names the one used unasked.
+        dimensions: entries to keep before normalising, if a request does not say; None for all.
         truncate_dim: keep the first entries of the finished vector (not normalised again).
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         source: "sentence-transformers" or "defaults", for the reader of the recipe.
@@ -47,14 +61,25 @@ class Recipe:
     family: Family
     config: Any
     hf: Mapping[str, Any] = field(repr=False)
+    task: str
     pooling: tuple[str, ...]
     include_prompt: bool = True
     token_modules: tuple[Module, ...] = ()
     modules: tuple[Module, ...] = ()
+    final: str = "normalize"
+    activate: bool = False
+    head_rules: str | TokenRows | None = None
+    step: bool = False
+    step_tag_id: int | None = None
+    template: str | None = field(default=None, repr=False)
+    separated: bool = True
     max_length: int = 0
+    chunked: bool = False
+    max_embed_len: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    dimensions: int | None = None
     truncate_dim: int | None = None
     similarity: str = "cosine"
     source: str = "defaults"
@@ -66,52 +91,84 @@ class Recipe:
         return st.backbone_directory(self.directory)
 
     @property
-    def ends_normalised(self) -> bool:
-        """Whether the last module is Normalize: the step that a request may switch."""
-        return bool(self.modules) and isinstance(self.modules[-1], Normalize)
+    def embeds(self) -> bool:
+        """Whether the answers are embeddings, and not a classifier's or a reward model's values."""
+        return self.task in (EMBED, TOKEN_EMBED)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked of the model: its own task, and the other of the same head where the widths allow it."""
+        if self.embeds and len(self.pooling) > 1 and self.modules:
+            return (self.task,)  # the modules take the concatenated vector, which no token has
+        return (self.task, SIBLINGS[self.task])
 
     @property
     def normalised(self) -> bool:
         """Whether the finished vectors have length 1."""
-        return self.ends_normalised and self.truncate_dim is None
+        return self.final == "normalize" and self.activate and self.truncate_dim is None
+
+    def width(self, task: str) -> int:
+        """Entries behind the last module in an answer to `task`."""
+        width = chain_width(self.token_modules, self.config.hidden_size)
+        width *= 1 if task in PER_TOKEN else len(self.pooling)
+        return chain_width(self.modules, width)
 
     @property
     def vector_size(self) -> int:
         """Width of the vector behind the last module."""
-        width = self.config.hidden_size
-        for module in self.token_modules:
-            width = module.outputs if isinstance(module, Dense) else width
-        width *= 1 if self.pooling == ("all",) else len(self.pooling)
-        for module in self.modules:
-            width = module.outputs if isinstance(module, Dense) else width
-        return width
+        return self.width(self.task)
 
     @property
     def embedding_size(self) -> int:
         """Width of the finished vector."""
         return min(self.vector_size, self.truncate_dim or self.vector_size)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that a request may choose from; the last is the default, as in vLLM."""
+        return tuple(getattr(self.config, "adapters", ()))
+
     def describe(self) -> dict[str, str]:
         """The recipe as lines of (name, value) for people."""
         prompts = {name: text for name, text in self.prompts.items() if text}
         steps = [type(m).__name__ + (f"({m.inputs}→{m.outputs}, {m.activation})" if isinstance(m, Dense) else "")
                  for m in (*self.token_modules, *self.modules)]  # fmt: skip
-        return {
+        steps += [self.final.capitalize()] * (self.activate and self.final != "identity")
+        lines = {
             "architecture": f"{self.architecture} ({self.family.name})",
+            "task": f"{self.task} (also {', '.join(self.tasks[1:])})" if self.tasks[1:] else self.task,
             "pooling": "+".join(self.pooling) + ("" if self.include_prompt else ", prompt left out"),
             "modules": ", ".join(steps) or "none",
-            "normalised": "yes" if self.normalised else "no",
-            "embedding size": str(self.embedding_size) + (" (truncated)" if self.truncate_dim else ""),
-            "max length": f"{self.max_length} tokens",
+        }
+        if self.task in PER_TOKEN:
+            step = f" of those that are {self.step_tag_id}" if self.step and self.step_tag_id is not None else ""
+            lines["pooling"] = f"every token{step}"
+        if self.embeds:
+            lines |= {
+                "normalised": "yes" if self.normalised else "no",
+                "embedding size": str(self.embedding_size) + (" (truncated)" if self.truncate_dim else ""),
+            }
+        else:
+            lines |= {"activation": self.final if self.activate else "none", "classes": str(self.vector_size)}
+            lines["pairs"] = "by its prompt" if self.template else "separated" if self.separated else "one text"
+        if self.adapters:
+            lines["adapters"] = ", ".join(self.adapters)
+        return lines | {
+            "max length": f"{self.max_length} tokens" + (", longer texts in parts" if self.chunked else ""),
             "prompts": ", ".join(f"{k}={v!r}" for k, v in prompts.items()) or "none",
             "default prompt": repr(self.default_prompt) if self.default_prompt else "none",
-            "similarity": self.similarity,
-            "read from": f"{self.source} files" if self.source != "defaults" else "config.json; pooling by default",
+            **({"similarity": self.similarity} if self.embeds else {}),
+            "read from": f"{self.source} files" if self.source != "defaults" else "config.json; the rest by default",
         }
 
 
-def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None) -> Recipe:
+def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None, task: str = AUTO) -> Recipe:
     """Reads a model directory, without its weights.
+
+    Args:
+        directory: of the model.
+        hf_overrides: attributes to put over config.json's, or a function from config to config.
+        task: "auto", "score" or one of `tasks.TASKS` (`tasks.asked_task` makes it of vLLM's arguments).
 
     Raises:
         FileNotFoundError: `directory` has no config.json.
@@ -124,24 +181,24 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None) -> Rec
     hf = read_json(config_file)
     if not isinstance(hf, dict):
         raise ValueError(f"{config_file} holds a {type(hf).__name__}, expected an object")
-    hf = {**hf, **(hf_overrides or {})}
+    hf = override(hf, hf_overrides)
     TEXTS.check(hf.get("architectures"), config_file, "architectures")
     family, architecture = find_family(hf)
     config = family.config_from_hf(hf)
-    recipe = Recipe(directory, architecture, family, config, hf, pooling=(family.pooling,))
     limits = (_tokenizer_length(backbone_dir), config.max_length)
+    saved: dict[str, Any] = {}
     if st.is_sentence_transformer(directory):
-        positions = hf.get("max_position_embeddings")
-        fields = st.read(directory, hidden_size=config.hidden_size, limits=(limits[0], positions))
-        recipe = replace(recipe, **fields)
-    else:
-        recipe = replace(recipe, modules=(Normalize(),), max_length=min(n for n in limits if n))
-        once(
-            f"{directory}: no modules.json, so pooling is vLLM's default for {architecture}: "
-            f"{family.pooling}, normalised"
+        saved = st.read(
+            directory,
+            hidden_size=config.hidden_size,
+            limits=(limits[0], hf.get("max_position_embeddings")),
+            own_modules=family.own_modules,
         )
+    chosen = choose(task, Source(backbone_dir, hf, family, architecture, config, saved))
+    lengths = {name: saved[name] for name in ("max_length", "lower_case") if name in saved}
+    recipe = Recipe(directory, architecture, family, config, hf, **lengths | chosen)
     if recipe.max_length == 0:
-        recipe = replace(recipe, max_length=config.max_length)
+        recipe = replace(recipe, max_length=min(n for n in limits if n) if not saved else config.max_length)
     if recipe.max_length > config.max_length:
         once(
             f"{directory}: asks for {recipe.max_length} tokens, but the model has {config.max_length} positions; "

@@ -6,7 +6,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -22,6 +22,8 @@ from jaxpool.batching import Ladder, Plan, Shape
 from jaxpool.log import logger
 from jaxpool.params import Tree
 from jaxpool.sharding import rows_sharding
+
+Program = Callable[[Tree, Inputs], jax.Array]
 
 # Batches in flight on one replica: on a chip the next is dispatched before the last is copied back. A CPU has no
 # copy to hide, and a second batch would be better off on another core.
@@ -66,38 +68,46 @@ class Stats:
 
 
 class Replica:
-    """One sub-mesh with its own copy of the parameters and its own executables."""
+    """One sub-mesh with its own copy of the parameters and its own executables.
 
-    def __init__(self, mesh: Mesh, params: Tree, program: Callable[[Tree, Inputs], jax.Array], stats: Stats) -> None:
+    Args:
+        mesh: its devices.
+        params: the parameters, on the mesh.
+        programs: by task, what to compile.
+        stats: where to count.
+    """
+
+    def __init__(self, mesh: Mesh, params: Tree, programs: Mapping[str, Program], stats: Stats) -> None:
         self.mesh = mesh
         self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
         self._params = params
         self._rows = rows_sharding(mesh)
-        self._jitted = jax.jit(program, out_shardings=self._rows)
-        self._executables: dict[Shape, Callable[..., jax.Array]] = {}
+        self._jitted = {task: jax.jit(program, out_shardings=self._rows) for task, program in programs.items()}
+        self._executables: dict[tuple[str, Shape], Callable[..., jax.Array]] = {}
         self._stats = stats
         self._lock = threading.Lock()
 
-    def compile(self, shape: Shape) -> Callable[..., jax.Array]:
-        """The executable for a shape, compiled ahead of time on first use."""
+    def compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
+        """The executable for a task and a shape, compiled ahead of time on first use."""
         with self._lock:
-            if shape not in self._executables:
+            if (task, shape) not in self._executables:
                 abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
                 inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
                 with jax.set_mesh(self.mesh):
-                    self._executables[shape] = self._jitted.lower(self._params, inputs).compile()
+                    self._executables[task, shape] = self._jitted[task].lower(self._params, inputs).compile()
                 self._stats.add(compilations=1)
-            return self._executables[shape]
+            return self._executables[task, shape]
 
-    def dispatch(self, shape: Shape, inputs: Inputs) -> jax.Array:
+    def dispatch(self, task: str, shape: Shape, inputs: Inputs) -> jax.Array:
         """Starts one batch; the copy to the host starts as soon as it is computed."""
-        output = self.compile(shape)(self._params, jax.device_put(inputs, self._rows))
+        output = self.compile(task, shape)(self._params, jax.device_put(inputs, self._rows))
         output.copy_to_host_async()
         return output
 
 
 @dataclass
 class _Work:
+    task: str
     shape: Shape
     inputs: Inputs
     future: Future[np.ndarray]
@@ -155,7 +165,7 @@ def _serve(replica: Replica, work: _WorkQueue) -> None:
         if not item.future.set_running_or_notify_cancel():
             continue
         try:
-            running.append((item, replica.dispatch(item.shape, item.inputs)))
+            running.append((item, replica.dispatch(item.task, item.shape, item.inputs)))
         except BaseException as error:  # whatever it is, somebody waits for this future
             item.future.set_exception(error)
         if len(running) >= replica.in_flight:
@@ -169,12 +179,10 @@ class Runner:
         replicas: at least one.
         ladder: the shapes.
         stats: where to count.
-        per_token: whether the program answers with a row a token instead of a row a sequence.
     """
 
-    def __init__(self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, per_token: bool = False) -> None:
+    def __init__(self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats) -> None:
         self.replicas = replicas
-        self.per_token = per_token
         self.ladder = ladder
         self.stats = stats
         self._work = _WorkQueue()
@@ -186,28 +194,29 @@ class Runner:
             thread.start()
         self._stop = weakref.finalize(self, _stop, self._work, self._threads)
 
-    def submit(self, plan: Plan, sequences: Sequence[TokenSequence]) -> Future[np.ndarray]:
+    def submit(self, task: str, plan: Plan, sequences: Sequence[TokenSequence]) -> Future[np.ndarray]:
         """Queues one batch.
 
         Args:
+            task: which program to run.
             plan: which sequence goes where.
             sequences: by the plan's numbers.
 
         Returns:
-            A future of the program's float32 output [R, M, D] (or [R, T, D]).
+            A future of the program's float32 output [R, M, C] (or [R, T, C]).
 
         Raises:
             RuntimeError: the runner is closed.
         """
         inputs = fill(plan, sequences)
-        item = _Work(plan.shape, inputs, Future())
+        item = _Work(task, plan.shape, inputs, Future())
         self._work.put(item)
         used = int(inputs.lengths.sum())
         self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
         return item.future
 
-    def warmup(self) -> None:
-        """Compiles every shape on every replica and runs each once.
+    def warmup(self, tasks: Sequence[str]) -> None:
+        """Compiles every shape for these tasks on every replica and runs each once.
 
         Where a batch does not fit the device's memory, the token budget is halved once, with a warning.
 
@@ -216,7 +225,7 @@ class Runner:
         """
         self.check_open()
         try:
-            self._run_all()
+            self._run_all(tasks)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -228,12 +237,12 @@ class Runner:
                 largest,
             )
             self.ladder = smaller
-            self._run_all()
+            self._run_all(tasks)
 
-    def _run_all(self) -> None:
+    def _run_all(self, tasks: Sequence[str]) -> None:
         for shape in self.ladder.shapes:
             empty = Inputs.of_shape(shape.rows, shape.tokens, shape.places, partial(np.zeros, dtype=np.int32))
-            for output in [replica.dispatch(shape, empty) for replica in self.replicas]:
+            for output in [replica.dispatch(task, shape, empty) for task in tasks for replica in self.replicas]:
                 output.block_until_ready()
 
     def check_open(self) -> None:

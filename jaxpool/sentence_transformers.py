@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from jaxpool.activations import by_name
 from jaxpool.converters.checkpoint import read_json
-from jaxpool.heads import Dense, LayerNorm, Module, Normalize
-from jaxpool.models.hf_config import ANYTHING, FLAG, OBJECT, SIZE, TEXT, TEXTS, Kind
+from jaxpool.heads import Dense, LayerNorm, Module, Normalize, width_behind
+from jaxpool.models.hf_config import ANYTHING, FLAG, INDEX, OBJECT, SIZE, TEXT, TEXTS, Kind
 from jaxpool.poolers import POOLERS
 
 _TRANSFORMER_FILES = tuple(
@@ -38,6 +40,18 @@ _POOLING_FLAGS = {
 # Every model of sentence-transformers has prompts of these names.
 _DEFAULT_PROMPTS = {"query": "", "document": ""}
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_KINDS_OF_MODELS = ("SentenceTransformer", "CrossEncoder")
+# What a Transformer module of either kind may be set to.
+_EMBEDDER: Mapping[str, Collection[Any]] = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "processing_kwargs": ({},),
+}
+_CROSS_ENCODER: Mapping[str, Collection[Any]] = {
+    "transformer_task": ("sequence-classification", "text-generation"),
+    "module_output_name": ("scores", "causal_logits"),
+    "processing_kwargs": ({}, {"chat_template": {"add_generation_prompt": True}}),
+}
 _NAMES = {"module_input_name": TEXT, "module_output_name": TEXT}
 _PROMPTS = Kind(
     "an object of strings",
@@ -60,45 +74,46 @@ def backbone_directory(directory: Path) -> Path:
     if not is_sentence_transformer(directory):
         return directory
     file, first = directory / "modules.json", _modules(directory)[0]
-    if _kind(first, file) != "Transformer":
+    if not str(first["type"]).endswith(".Transformer"):
         raise ValueError(f"{file}: the first module is {first['type']!r}, expected a Transformer")
     return directory / first["path"]
 
 
-def width_behind(module: Module, width: int, source: object) -> int:
-    """The width of the vectors behind a module that gets them of `width`.
-
-    Args:
-        source: where the module (or what stands before it) was asked for, for the error.
-
-    Raises:
-        ValueError: the module takes vectors of another width.
-    """
-    takes = module.inputs if isinstance(module, Dense) else module.width if isinstance(module, LayerNorm) else width
-    if takes != width:
-        raise ValueError(f"{source}: {type(module).__name__} takes vectors of {takes}, but gets vectors of {width}")
-    return module.outputs if isinstance(module, Dense) else width
-
-
-def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -> dict[str, Any]:
+def read(
+    directory: Path,
+    *,
+    hidden_size: int,
+    limits: Collection[int | None],
+    own_modules: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What the sentence-transformers files say, as fields of `recipe.Recipe`.
+
+    A cross-encoder's have `activation`, `template` and `score_tokens` ((false, true) or (true,), and whether the
+    score is their difference) instead of a pooling.
 
     Args:
         hidden_size: width of the backbone's token vectors.
         limits: the lengths that the tokenizer and config.json allow (None: no limit), for a directory that
             names no `max_seq_length`.
+        own_modules: types of modules that are the checkpoint's own code -> the module that the family takes them for.
 
     Raises:
         ValueError: a module type or key that is not understood, or modules in an order that makes no vector.
     """
     modules_file = directory / "modules.json"
-    fields = _read_transformer(backbone_directory(directory), limits) | _read_model_config(directory)
+    model = _read_model_config(directory)
+    cross_encoder = model.pop("kind") == "CrossEncoder"
+    fields = _read_transformer(backbone_directory(directory), limits, cross_encoder) | model
+    if cross_encoder:
+        return fields | _read_score(directory) | {"source": "sentence-transformers"}
     token_modules: list[Module] = []
     modules: list[Module] = []
     folders: dict[str, str] = {}
     width = hidden_size  # of the vectors that come out of what was read so far
-    for entry in _modules(directory)[1:]:
-        kind = _kind(entry, modules_file)
+    first, *others = _modules(directory)
+    _kind(first, modules_file, own_modules)
+    for entry in others:
+        kind = _kind(entry, modules_file, own_modules)
         file = directory / entry["path"] / "config.json"
         if kind == "Pooling":
             if "pooling" in fields:
@@ -119,9 +134,12 @@ def read(directory: Path, *, hidden_size: int, limits: Collection[int | None]) -
             raise ValueError(f"{modules_file}: module type {entry['type']!r} is not supported (supported: {known})")
     if "pooling" not in fields:
         raise ValueError(f"{modules_file}: no Pooling module")
+    # A last Normalize is the step that a request may switch.
+    normalised = bool(modules) and isinstance(modules[-1], Normalize)
     return fields | {
         "token_modules": tuple(token_modules),
-        "modules": tuple(modules),
+        "modules": tuple(modules[:-1] if normalised else modules),
+        "activate": normalised,
         "module_folders": folders,
         "source": "sentence-transformers",
     }
@@ -141,8 +159,10 @@ def _modules(directory: Path) -> list[dict[str, Any]]:
     return modules  # in the order of the list, as sentence-transformers does; nobody reads `idx`
 
 
-def _kind(entry: Mapping[str, Any], file: Path) -> str:
+def _kind(entry: Mapping[str, Any], file: Path, own_modules: Mapping[str, str]) -> str:
     TEXT.check(entry["type"], file, "type")
+    if entry["type"] in own_modules:
+        return own_modules[entry["type"]]
     package, _, kind = str(entry["type"]).rpartition(".")
     if package.split(".")[0] != "sentence_transformers":
         raise ValueError(f"{file}: module type {entry['type']!r} is code of the checkpoint's own, which is never run")
@@ -166,7 +186,7 @@ def _need(file: Path, values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[str, Any]:
+def _read_transformer(backbone: Path, limits: Collection[int | None], cross_encoder: bool) -> dict[str, Any]:
     file = next((backbone / name for name in _TRANSFORMER_FILES if (backbone / name).exists()), None)
     arguments = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
     known = {
@@ -184,27 +204,44 @@ def _read_transformer(backbone: Path, limits: Collection[int | None]) -> dict[st
         harmless = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "padding_side"}
         if unknown := sorted(set(values.get(name) or {}) - harmless):
             raise ValueError(f"{file}: `{name}` sets {unknown}, which is not understood")
-    expected = {
-        "transformer_task": ("feature-extraction",),
-        "module_output_name": ("token_embeddings",),
-        "processing_kwargs": ({},),
-    }
-    for name, allowed in expected.items():
+    for name, allowed in (_CROSS_ENCODER if cross_encoder else _EMBEDDER).items():
         if values.get(name) is not None and values[name] not in allowed:
-            raise ValueError(f"{file}: `{name}` is {values[name]!r}, only {allowed[0]!r} is understood")
-    text = (values.get("modality_config") or {}).get("text")
-    if text is not None and text != {"method": "forward", "method_output_name": "last_hidden_state"}:
-        raise ValueError(f"{file}: `modality_config` reads {text!r}, only the last hidden state is understood")
+            raise ValueError(f"{file}: `{name}` is {values[name]!r}, expected one of {list(allowed)}")
+    output = "logits" if cross_encoder else "last_hidden_state"
+    modalities = values.get("modality_config") or {}
+    text = modalities.get("text")
+    if text is not None and text != {"method": "forward", "method_output_name": output}:
+        raise ValueError(f"{file}: `modality_config` reads {text!r}, only {output!r} of `forward` is understood")
     length = values.get("max_seq_length")
     if length is None:
         length = min((n for n in limits if n and n > 0), default=0)
-    return {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
+    fields = {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
+    # Pairs are messages then, put together by the tokenizer's template.
+    return fields | {"messages": True} if "message" in modalities and cross_encoder else fields
+
+
+def _read_score(directory: Path) -> dict[str, Any]:
+    """What stands behind a cross-encoder's transformer: nothing, or the tokens that a language model answers with."""
+    file = directory / "modules.json"
+    first, *others = _modules(directory)
+    for entry in (first, *others):
+        _kind(entry, file, {})
+    if not others:
+        return {}
+    kinds = [_kind(entry, file, {}) for entry in others]
+    if kinds != ["LogitScore"]:
+        raise ValueError(f"{file}: behind a cross-encoder's Transformer stand {kinds}, expected a LogitScore")
+    known = {"true_token_id": INDEX, "false_token_id": INDEX, "module_input_name": TEXT}
+    settings = directory / others[0]["path"] / "config.json"
+    values = _read_object(settings, known)
+    true, false = _need(settings, values, "true_token_id"), values.get("false_token_id")
+    return {"score_tokens": ((true,), False) if false is None else ((false, true), True)}
 
 
 def _read_model_config(directory: Path) -> dict[str, Any]:
     file = directory / "config_sentence_transformers.json"
     if not file.exists():
-        return {"prompts": _DEFAULT_PROMPTS}
+        return {"prompts": _DEFAULT_PROMPTS, "kind": "SentenceTransformer"}
     known = {
         "__version__": ANYTHING,
         "prompts": _PROMPTS,
@@ -213,11 +250,12 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
         "model_type": TEXT,
         "truncate_dim": SIZE,
         "requirements": ANYTHING,
+        "activation_fn": TEXT,
     }
     values = _read_object(file, known)
-    kind = values.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise ValueError(f"{file}: `model_type` is {kind!r}, only 'SentenceTransformer' is supported")
+    kind = values.get("model_type") or "SentenceTransformer"
+    if kind not in _KINDS_OF_MODELS:
+        raise ValueError(f"{file}: `model_type` is {kind!r}, expected one of {_KINDS_OF_MODELS}")
     prompts = {**_DEFAULT_PROMPTS, **{name: text or "" for name, text in (values.get("prompts") or {}).items()}}
     default = values.get("default_prompt_name")
     if default is not None and default not in prompts:
@@ -227,7 +265,10 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
     similarity = values.get("similarity_fn_name") or "cosine"
     if similarity not in _SIMILARITIES:
         raise ValueError(f"{file}: `similarity_fn_name` is {similarity!r}, expected one of {_SIMILARITIES}")
+    activation = values.get("activation_fn")
     return {
+        "kind": kind,
+        "activation": None if activation is None else by_name(activation, f"{file}: `activation_fn`"),
         "prompts": prompts,
         "default_prompt": default,
         "similarity": similarity,

@@ -1,72 +1,63 @@
-"""A task = pooler + heads, inside one program. The only place below `LLM` that knows tasks by name."""
+"""What an instance can be asked for: the tasks' names, old and new, and which one a model's own say leads to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 
-import jax
-import jax.numpy as jnp
+EMBED, TOKEN_EMBED, CLASSIFY, TOKEN_CLASSIFY = "embed", "token_embed", "classify", "token_classify"
+TASKS = (EMBED, TOKEN_EMBED, CLASSIFY, TOKEN_CLASSIFY)
+PER_TOKEN = frozenset({TOKEN_EMBED, TOKEN_CLASSIFY})
+# The tasks that the same head serves: one answer a text, or one a token.
+PAIRS = {EMBED: TOKEN_EMBED, CLASSIFY: TOKEN_CLASSIFY}
+SIBLINGS = PAIRS | {token: text for text, token in PAIRS.items()}
 
-from jaxpool.batch import Inputs, by_token, unfold
-from jaxpool.heads import apply_chain, chain_specs
-from jaxpool.layers import l2_normalise
-from jaxpool.params import Tree
-from jaxpool.poolers import pool
-from jaxpool.recipe import Recipe
+AUTO, SCORE, REWARD, ENCODE = "auto", "score", "reward", "encode"
+# Names of vLLM's other versions. "score" and "encode" mean one or the other by the model.
+ALIASES = {"embedding": EMBED, REWARD: TOKEN_CLASSIFY}
+NAMES = (AUTO, "embedding", SCORE, REWARD, *TASKS)
 
-Program = Callable[[Tree, Inputs], jax.Array]
-
-TASKS = ("embed",)
-# Names that users give for them.
-ALIASES = {"embedding": "embed", "auto": "embed"}
-
-ALL = ("all",)
+_RUNNERS = ("auto", "pooling")
+_CONVERT = {"auto": None, "none": None, "embed": EMBED, "classify": CLASSIFY, "reward": TOKEN_CLASSIFY}
 
 
-def resolve_task(task: str) -> str:
-    """The task's own name.
+def asked_task(task: str, runner: str, convert: str) -> str:
+    """What a user's `task`, `runner` and `convert` come to: "auto", "score", or one of `TASKS`.
 
     Raises:
-        ValueError: no such task.
+        ValueError: an unknown name, or `task` and `convert` that contradict each other.
     """
-    name = ALIASES.get(task, task)
-    if name not in TASKS:
-        raise ValueError(f"Unsupported task: {task!r} Supported tasks: {(*TASKS, *ALIASES)}")
-    return name
+    if runner not in _RUNNERS:
+        raise ValueError(f"runner is {runner!r}, expected one of {_RUNNERS}: jaxpool has pooling models only")
+    if convert not in _CONVERT:
+        raise ValueError(f"convert is {convert!r}, expected one of {tuple(_CONVERT)}")
+    if task not in NAMES:
+        raise ValueError(f"Unsupported task: {task!r} Supported tasks: {NAMES}")
+    name, converted = ALIASES.get(task, task), _CONVERT[convert]
+    if converted is None or (name == SCORE and converted in (EMBED, CLASSIFY)):
+        return converted or name
+    if name not in (AUTO, converted, SIBLINGS[converted]):
+        raise ValueError(f"task {task!r} and convert {convert!r} contradict each other: give only one")
+    return converted if name == AUTO else name
 
 
-def param_specs(recipe: Recipe) -> Tree:
-    """All parameters of a recipe: `backbone`, and `tokens` and `head` where the recipe has such modules."""
-    parts = {
-        "backbone": recipe.family.param_specs(recipe.config),
-        "tokens": chain_specs(recipe.token_modules),
-        "head": chain_specs(recipe.modules),
-    }
-    return {name: specs for name, specs in parts.items() if specs}
+def pooling_task(name: str | None, default: str, supported: Collection[str]) -> str:
+    """The task that `encode(pooling_task=name)` means on an instance.
 
+    Args:
+        name: as users give it; None for the instance's own; "encode" for what answers with every token.
+        default: the instance's own task.
+        supported: what its model can answer.
 
-def embed_program(recipe: Recipe) -> Program:
-    """Backbone → token modules → pooling → modules → cut → normalise, as one function to compile.
-
-    A request's own dimensions and normalisation are arrays beside the ids, so one program serves every mixture.
-
-    Returns:
-        (params, inputs) -> float32 [R, M, D'], or [R, T, D'] where every token's vector is kept.
+    Raises:
+        ValueError: no task of that name, or not for this model; the words are vLLM's.
     """
-
-    def program(params: Tree, inputs: Inputs) -> jax.Array:
-        batch = unfold(inputs)
-        x = recipe.family.run(params["backbone"], batch, recipe.config).hidden.astype(jnp.float32)
-        x = apply_chain(recipe.token_modules, params.get("tokens", {}), x)
-        if recipe.pooling != ALL:
-            x = pool(x, batch, recipe.pooling)
-        switched = recipe.modules[:-1] if recipe.ends_normalised else recipe.modules
-        x = apply_chain(switched, params.get("head", {}), x)
-        keep, activate = inputs.dimensions, inputs.activate > 0
-        if recipe.pooling == ALL:
-            keep, activate = by_token(batch, keep), by_token(batch, activate)
-        x = jnp.where(jnp.arange(x.shape[-1]) < keep[..., None], x, 0)
-        x = jnp.where(activate[..., None], l2_normalise(x), x)
-        return x[..., : recipe.truncate_dim]
-
-    return program
+    if name is None:
+        return default
+    task = ALIASES.get(name, name)
+    if task == ENCODE:
+        task = PAIRS.get(default, default)
+    if task == SCORE:
+        raise ValueError("`score` is no task of encode; use LLM.score, or `classify`")
+    if task not in supported:
+        raise ValueError(f"Unsupported task: {name!r} Supported tasks: {tuple(supported)}")
+    return task

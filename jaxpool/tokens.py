@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxpool.converters.checkpoint import read_json
+from jaxpool.post_processing import BARE, Template, longest_first, probe_template
+from jaxpool.tokenizer_files import read_chat_template, read_tokenizer
 
-# A text longer than this many characters a token is cut before tokenising (see `_encode_long`).
+# A text longer than this many characters a token is cut before tokenising (see `_parts`).
 _CHARS_PER_TOKEN = 16
 # Tokens next to a cut may differ from the whole text's, so this many are thrown away. A cut inside a word touches
 # that word only: what is [UNK] as a whole may be cut to a word of up to 100 pieces (WordPiece takes no longer one).
 _MARGIN = 128
 
-# tokenizer_config.json's settings, each with its default, that transformers' tokenizers of BERT's kind put over
-# tokenizer.json's normaliser; the classes that say "as in tokenizer.json" do not.
-_BERT_NORMALIZER = {
-    "do_lower_case": ("lowercase", True),
-    "strip_accents": ("strip_accents", None),
-    "tokenize_chinese_chars": ("handle_chinese_chars", True),
-}
-_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
-
-# The class that transformers takes for a config.json's model_type: whatever tokenizer_config.json names, …
-_ALWAYS = {"mistral": "TokenizersBackend", "qwen2": "Qwen2Tokenizer"}
-# … or where it names none. (Its `add_bos_token` and `add_eos_token` have no say beside a tokenizer.json.)
-_UNNAMED = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer") | {"qwen3": "Qwen2Tokenizer"}
-
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenised text.
+    """A tokenised text, or pair of texts.
 
     Attributes:
         ids: int32 [length], special tokens included.
-        total: tokens of the whole text; a lower bound where it was cut before tokenising.
+        total: tokens of the whole text or pair; a lower bound where a text was cut before tokenising.
+        second: tokens at the end that have token type 1 (a pair's second text); 0 where there are no token types.
     """
 
     ids: np.ndarray
     total: int
+    second: int = 0
 
     @property
     def truncated(self) -> bool:
         """Whether `ids` is not the whole text."""
         return self.total > len(self.ids)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A text's int32 ids without special tokens; of a text that is not `whole`, more than enough at the kept end."""
+
+    ids: np.ndarray
+    whole: bool
 
 
 class Tokenizer:
@@ -58,15 +54,26 @@ class Tokenizer:
     Args:
         backend: the `tokenizers.Tokenizer`, with truncation and padding off.
         truncation_side: "right" cuts the end of a text that is too long, "left" its beginning.
+        token_types: whether pairs are told apart by token types.
+        pad_token: the padding token's text.
+        directory: where the tokenizer comes from, for its chat template and for errors.
     """
 
-    def __init__(self, backend: Any, truncation_side: str = "right") -> None:
+    def __init__(
+        self,
+        backend: Any,
+        truncation_side: str = "right",
+        *,
+        token_types: bool = True,
+        pad_token: str | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self._backend = backend
         self._truncation_side = truncation_side
-        probe = backend.encode("a")
-        special = probe.special_tokens_mask
-        self._prefix = next((i for i, s in enumerate(special) if not s), 0)
-        self._suffix = next((i for i, s in enumerate(reversed(special)) if not s), 0)
+        self._token_types = token_types
+        self._pad_token = pad_token
+        self._directory = directory
+        self._single = probe_template(backend.post_processor, 1, self._name)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
 
@@ -78,67 +85,165 @@ class Tokenizer:
     @property
     def special_count(self) -> int:
         """Special tokens put round a text."""
-        return self._prefix + self._suffix
+        return self._single.count
 
-    def encode(self, texts: Sequence[str], limit: int) -> list[Encoded]:
+    @property
+    def pair_special_count(self) -> int:
+        """Special tokens put round and between the texts of a pair."""
+        return self._pair.count
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token's id; None where the checkpoint names none."""
+        return None if self._pad_token is None else self.token_id(self._pad_token)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The checkpoint's chat template (Jinja), if it has one."""
+        return None if self._directory is None else read_chat_template(self._directory)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, an added one too; None for what the vocabulary does not hold."""
+        return self._backend.token_to_id(token)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        limit: int,
+        *,
+        special_tokens: bool = True,
+        truncation_side: str | None = None,
+    ) -> list[Encoded]:
         """Tokenises texts, each cut at `limit` tokens (special ones included and kept).
 
         Args:
             texts: any number of texts of any length; a text of a million characters costs milliseconds.
             limit: most tokens to keep of each.
+            special_tokens: whether special tokens are put round each text.
+            truncation_side: "left" or "right"; None for the checkpoint's own.
+
+        Raises:
+            ValueError: no such side.
         """
-        threshold = (limit + _MARGIN) * _CHARS_PER_TOKEN
-        short = [text for text in texts if len(text) <= threshold]
-        whole = iter(self._backend.encode_batch_fast(short) if short else ())
-        return [
-            self._cut(next(whole).ids, limit) if len(text) <= threshold else self._encode_long(text, limit, threshold)
-            for text in texts
-        ]
+        side = self._side(truncation_side)
+        template = self._single if special_tokens else BARE
+        return [_single(content, template, limit, side) for content in self._contents(texts, limit, side)]
 
-    def _encode_long(self, text: str, limit: int, chars: int) -> Encoded:
-        """Tokenises only as much of a huge text as is needed for the same kept ids.
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], limit: int, *, truncation_side: str | None = None
+    ) -> list[Encoded]:
+        """Tokenises pairs as transformers' `tokenizer(text, text_pair, truncation=True, max_length=limit)` does.
 
-        The text is cut before a blank, where no pre-tokenizer joins what is on the two sides; a margin of
-        tokens in front of the cut is not trusted. Too few tokens: four times the text.
+        The longer text is cut first. Every distinct text is tokenised once, however many pairs it is in. A pair whose
+        second text is empty is encoded as the first alone, which is what transformers makes of it.
+
+        Args:
+            pairs: any number of pairs.
+            limit: most tokens to keep of each pair, special ones included.
+            truncation_side: "left" or "right"; None for the checkpoint's own.
+
+        Raises:
+            ValueError: no such side, or a tokenizer whose pairs this class cannot put together.
         """
-        while chars < len(text):
-            if self._truncation_side == "left":
-                blank = text.find(" ", len(text) - chars, len(text) - chars // 2)
-                part = text[blank if blank >= 0 else len(text) - chars :]
-            else:
-                blank = text.rfind(" ", chars // 2, chars)
-                part = text[: blank if blank > 0 else chars]
-            ids = self._backend.encode_batch_fast([part])[0].ids
-            if len(ids) >= limit + _MARGIN:
-                return self._cut(ids, limit)
-            chars *= 4
-        return self._cut(self._backend.encode_batch_fast([text])[0].ids, limit)
+        side = self._side(truncation_side)
+        budget = max(limit - self._pair.count, 0)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        contents = dict(zip(texts, self._contents(texts, limit, side), strict=True))
+        encoded = []
+        for pair in pairs:
+            two = [contents[text] for text in pair]
+            # Of two texts that are both too long the longer one gets the odd token: the one case for true lengths.
+            if budget % 2 and all(len(content.ids) > budget for content in two):
+                contents |= {text: self._whole([text])[0] for text in pair if not contents[text].whole}
+                two = [contents[text] for text in pair]
+            encoded.append(self._join(two, limit, side) if pair[1] else _single(two[0], self._single, limit, side))
+        return encoded
 
-    def _cut(self, ids: list[int], limit: int) -> Encoded:
-        total = len(ids)
-        array = np.asarray(ids, np.int32)
-        if total > limit:
-            first, last = self._prefix, total - self._suffix
-            content = self.cut_ids(array[first:last], max(limit - self.special_count, 0))
-            array = np.concatenate([array[:first], content, array[last:]])[:limit]
-        return Encoded(array, total)
+    def cut_text(self, text: str, tokens: int, *, truncation_side: str | None = None) -> str:
+        """The longest beginning of a text that ends where a token does and has at most so many tokens.
 
-    def cut_ids(self, ids: np.ndarray, limit: int) -> np.ndarray:
-        """The `limit` ids that the tokenizer's truncation side keeps."""
-        return ids[-limit:] if self._truncation_side == "left" and limit else ids[:limit]
+        With truncation side "left": the longest end, which begins where a token does. Special tokens are not counted.
+
+        Args:
+            text: of any length.
+            tokens: most tokens of what is left; 0 leaves "".
+            truncation_side: "left" or "right"; None for the checkpoint's own.
+
+        Raises:
+            ValueError: no such side.
+        """
+        side = self._side(truncation_side)
+        if tokens <= 0:
+            return ""
+        for part in _parts(text, tokens, side):
+            encoding = self._backend.encode(part, add_special_tokens=False)
+            if _enough(len(encoding), tokens):
+                break
+        else:
+            if len(encoding) <= tokens:
+                return text
+        # A character of several tokens is not to be cut, and the end of a word may be more tokens than it was within
+        # the word: what a cut leaves is counted again.
+        kept = encoding.offsets[-tokens:] if side == "left" else encoding.offsets[tokens - 1 :: -1]
+        cuts = (part[first:] if side == "left" else part[:last] for first, last in kept)
+        return next((cut for cut in cuts if len(self._whole([cut])[0].ids) <= tokens), "")
+
+    def cut_ids(self, ids: np.ndarray, limit: int, truncation_side: str | None = None) -> np.ndarray:
+        """The `limit` ids that a truncation side ("left", "right"; None: the checkpoint's own) keeps."""
+        return _cut(ids, limit, self._side(truncation_side))
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt, a closing special token left out, as sentence-transformers counts them."""
         ids = self._backend.encode(prompt).ids
         return len(ids) - (1 if ids and ids[-1] in self.special_ids else 0)
 
+    @property
+    def _name(self) -> str:
+        return "the tokenizer" if self._directory is None else str(self._directory / "tokenizer.json")
+
+    @cached_property
+    def _pair(self) -> Template:
+        template = probe_template(self._backend.post_processor, 2, self._name)
+        if self._token_types:
+            template.check_types(self._name)
+        return template
+
+    def _join(self, two: Sequence[_Content], limit: int, side: str) -> Encoded:
+        first, second = (content.ids for content in two)
+        keep = longest_first(len(first), len(second), max(limit - self._pair.count, 0))
+        ids = self._pair.join([_cut(first, keep[0], side), _cut(second, keep[1], side)])
+        ones = self._pair.second(keep) if self._token_types else 0
+        over = max(len(ids) - limit, 0)  # special tokens that a tiny limit has no room for
+        return Encoded(ids[:limit], self._pair.count + len(first) + len(second), max(ones - over, 0))
+
+    def _side(self, truncation_side: str | None) -> str:
+        if truncation_side not in (None, "left", "right"):
+            raise ValueError(f"truncation_side is {truncation_side!r}, expected 'left', 'right' or None")
+        return truncation_side or self._truncation_side
+
+    def _contents(self, texts: Sequence[str], limit: int, side: str) -> list[_Content]:
+        """Tokenises what it takes to keep up to `limit` tokens at one side of each text."""
+        short = [len(text) <= _threshold(limit) for text in texts]
+        whole = iter(self._whole([text for text, is_short in zip(texts, short, strict=True) if is_short]))
+        return [
+            next(whole) if is_short else self._content(text, limit, side)
+            for text, is_short in zip(texts, short, strict=True)
+        ]
+
+    def _content(self, text: str, limit: int, side: str) -> _Content:
+        for part in _parts(text, limit, side):
+            (content,) = self._whole([part])
+            if _enough(len(content.ids), limit):
+                return _Content(content.ids, whole=len(part) == len(text))
+        return content
+
+    def _whole(self, texts: list[str]) -> list[_Content]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False) if texts else ()
+        return [_Content(np.asarray(encoding.ids, np.int32), whole=True) for encoding in encodings]
+
 
 def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
-    """Loads the tokenizer of a model directory.
-
-    tokenizer.json is read as it is (importing transformers costs seconds), with what transformers would change
-    in it: truncation and padding off, tokenizer_config.json's say over a BERT normaliser, and what some decoders'
-    tokenizers put in place of the stored normaliser and pre-tokenizer.
+    """Loads the tokenizer of a model directory, as transformers would have it (see `tokenizer_files`).
 
     Args:
         directory: with tokenizer.json, or whatever transformers can make a fast tokenizer from.
@@ -147,119 +252,47 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
     Raises:
         ValueError: no tokenizer in the directory, or one that has no fast form.
     """
-    from tokenizers import Tokenizer as Backend
-
-    file = directory / "tokenizer.json"
-    if file.exists():
-        try:
-            backend = Backend.from_file(str(file))
-        except Exception as error:  # tokenizers raises the bare class
-            raise ValueError(f"{file} is not a valid tokenizer: {error}") from error
-        _apply_tokenizer_config(backend, directory)
-    else:
-        backend = _from_transformers(directory)
-    backend.no_truncation()
-    backend.no_padding()
-    if lower_case:
-        _prepend_lower_case(backend)
-    return Tokenizer(backend, _truncation_side(directory / "tokenizer_config.json"))
-
-
-def _apply_tokenizer_config(backend: Any, directory: Path) -> None:
-    from tokenizers.normalizers import BertNormalizer
-
-    config, model = (_read_object(directory / name) for name in ("tokenizer_config.json", "config.json"))
-    if isinstance(backend.normalizer, BertNormalizer) and config.get("tokenizer_class") not in _AS_STORED:
-        for key, (attribute, default) in _BERT_NORMALIZER.items():
-            setattr(backend.normalizer, attribute, default if config.get(key) is None else config[key])
-    kind = str(model.get("model_type"))
-    named = config.get("tokenizer_class") or model.get("tokenizer_class") or _UNNAMED.get(kind, "")
-    if rebuild := _REBUILT.get(_ALWAYS.get(kind, named).removesuffix("Fast")):
-        rebuild(backend, config)
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
-
-
-def _as_llama(backend: Any, config: dict[str, Any]) -> None:
-    """Blanks become "▁" in the pre-tokenizer, which knows where a text begins; Llama 2's stored normaliser did not."""
-    from tokenizers.pre_tokenizers import Metaspace
-
-    if "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}":
-        return  # Llama 3 under the name of Llama 2's class
-    scheme = "always" if config.get("legacy") else "first"
-    if config.get("add_prefix_space") is False:
-        scheme = "never"
-    backend.normalizer = None
-    backend.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
-
-
-def _as_gemma(backend: Any, config: dict[str, Any]) -> None:
-    from tokenizers.normalizers import Replace
-    from tokenizers.pre_tokenizers import Split
-
-    backend.normalizer = Replace(" ", "▁")
-    backend.pre_tokenizer = Split(" ", "merged_with_previous")
-
-
-def _as_qwen2(backend: Any, config: dict[str, Any]) -> None:
-    from tokenizers import Regex
-    from tokenizers.normalizers import NFC
-    from tokenizers.pre_tokenizers import ByteLevel, Split
-    from tokenizers.pre_tokenizers import Sequence as Chain
-
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    stored = read_tokenizer(directory, lower_case=lower_case)
+    return Tokenizer(
+        stored.backend,
+        stored.truncation_side,
+        token_types=stored.token_types,
+        pad_token=stored.pad_token,
+        directory=directory,
     )
-    spell = ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")), use_regex=False)
-    backend.normalizer = NFC()
-    backend.pre_tokenizer = Chain([Split(Regex(words), "isolated"), spell])
 
 
-# What these classes of transformers put in the stored normaliser's and pre-tokenizer's place.
-_REBUILT: Mapping[str, Callable[[Any, dict[str, Any]], None]] = {
-    "LlamaTokenizer": _as_llama,
-    "GemmaTokenizer": _as_gemma,
-    "Qwen2Tokenizer": _as_qwen2,
-}
+def _single(content: _Content, template: Template, limit: int, side: str) -> Encoded:
+    kept = _cut(content.ids, max(limit - template.count, 0), side)
+    return Encoded(template.join([kept])[:limit], template.count + len(content.ids))
 
 
-def _truncation_side(file: Path) -> str:
-    config = read_json(file) if file.exists() else {}
-    side = config.get("truncation_side") or "right"
-    if side not in ("left", "right"):
-        raise ValueError(f"{file}: `truncation_side` is {side!r}, expected 'left' or 'right'")
-    return side
+def _cut(ids: np.ndarray, limit: int, side: str) -> np.ndarray:
+    return ids[-limit:] if side == "left" and limit else ids[:limit]
 
 
-def _prepend_lower_case(backend: Any) -> None:
-    from tokenizers.normalizers import Lowercase
-    from tokenizers.normalizers import Sequence as Chain
-
-    rest = [backend.normalizer] if backend.normalizer is not None else []
-    backend.normalizer = Chain([Lowercase(), *rest])
+def _threshold(limit: int) -> int:
+    return (limit + _MARGIN) * _CHARS_PER_TOKEN
 
 
-def _from_transformers(directory: Path) -> Any:
-    with _quiet_import():
-        from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False).backend_tokenizer
-    except Exception as error:  # transformers raises many kinds
-        raise ValueError(f"{directory} holds no tokenizer that loads without its own code: {error}") from error
+def _enough(tokens: int, limit: int) -> bool:
+    """Whether a part of a text has so many tokens that the `limit` ones at the kept end are the whole text's."""
+    return tokens >= limit + _MARGIN
 
 
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keeps transformers' "PyTorch was not found" line, of no concern to jaxpool's users, off the terminal."""
-    hush = logging.Filter("nobody")
-    hush.filter = lambda record: "PyTorch was not found" not in record.getMessage()  # type: ignore[method-assign]
-    target = logging.getLogger("transformers")
-    target.addFilter(hush)
-    try:
-        yield
-    finally:
-        target.removeFilter(hush)
+def _parts(text: str, limit: int, side: str) -> Iterator[str]:
+    """Ever longer parts of a huge text at the end that is kept, each four times the one before; the last is all of it.
+
+    The text is cut before a blank, where no pre-tokenizer joins what is on the two sides; a margin of tokens next to
+    the cut is not to be trusted.
+    """
+    chars = _threshold(limit)
+    while chars < len(text):
+        if side == "left":
+            blank = text.find(" ", len(text) - chars, len(text) - chars // 2)
+            yield text[blank if blank >= 0 else len(text) - chars :]
+        else:
+            blank = text.rfind(" ", chars // 2, chars)
+            yield text[: blank if blank > 0 else chars]
+        chars *= 4
+    yield text

@@ -21,17 +21,33 @@ _NO_SAY = frozenset(
 # They change the answer, and are not there: a value that asks for nothing is let through.
 _CHANGES = frozenset(
     """
-    chat_template enable_lora enable_prompt_embeds enable_prompt_adapter guided_decoding_backend hf_config_path
+    enable_lora enable_prompt_embeds enable_prompt_adapter guided_decoding_backend hf_config_path
     io_processor_plugin limit_mm_per_prompt logits_processors max_lora_rank mm_processor_kwargs model_impl
     quantization rope_scaling rope_theta skip_tokenizer_init speculative_config tokenizer_revision
     """.split()
 )
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "runner": ("auto", "pooling"),
-    "convert": ("auto", "none", "embed"),
     "load_format": ("auto", "safetensors"),
     "tokenizer_mode": ("auto", "hf"),
 }
+
+
+# Of the methods; each changes the answer, so each is refused unless it asks for nothing.
+_OF_CALLS = frozenset("lora_request prompt_adapter_request priority guided_options_request".split())
+
+
+def check_call_arguments(method: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of vLLM's methods that ask for something that is not there.
+
+    Raises:
+        ValueError: such an argument.
+        TypeError: no argument of vLLM's either.
+    """
+    if unknown := sorted(set(arguments) - _OF_CALLS):
+        raise TypeError(f"LLM.{method}() got unexpected arguments: {', '.join(unknown)}")
+    for name, value in arguments.items():
+        if value not in (None, 0, []):
+            raise ValueError(f"{name} is {value!r}: it would change the answer, and jaxpool does not support it")
 
 
 def check_vllm_arguments(arguments: Mapping[str, Any]) -> None:

@@ -261,7 +261,9 @@ def test_info_says_what_an_llm_says(model, capsys):
     assert said["directory"] == str(model)
     assert said["weights"] == {"fit": True, "problem": None}
     dense = {"type": "Dense", "inputs": 32, "outputs": 16, "bias": True, "activation": "tanh", "residual": False}
-    assert said["recipe"]["modules"] == [dense, {"type": "Normalize"}]
+    assert said["recipe"]["modules"] == [dense]
+    assert (said["recipe"]["final"], said["recipe"]["activate"]) == ("normalize", True)
+    assert said["recipe"]["tasks"] == ["embed", "token_embed"]
     assert said["recipe"]["prompts"] == {"query": "query: ", "document": "", "none": ""}
 
 

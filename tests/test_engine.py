@@ -68,7 +68,7 @@ def test_nothing_compiles_after_warmup(directory):
     with LLM(directory, max_num_batched_tokens=128) as llm:
         llm.warmup()
         compiled = llm.stats.compilations
-        assert compiled == len(llm._runner.ladder.shapes) * len(llm._meshes)
+        assert compiled == len(llm._engine.runner.ladder.shapes) * len(llm._engine.meshes)
         for _ in llm.embed_stream(texts(10_000, seed=5, longest=30)):
             pass
         for t in texts(50, seed=6):
@@ -258,7 +258,7 @@ def test_a_forgotten_engine_ends_its_threads(directory):
     before = threading.active_count()
     engine = LLM(directory)
     engine.embed_array(["the fox"])
-    forgotten = weakref.ref(engine._runner)
+    forgotten = weakref.ref(engine._engine.runner)
     del engine
     gc.collect()
     assert forgotten() is None
@@ -266,10 +266,10 @@ def test_a_forgotten_engine_ends_its_threads(directory):
 
 
 def test_a_failing_batch_fails_its_request_only(llm, monkeypatch):
-    replica_class = type(llm._runner.replicas[0])
+    replica_class = type(llm._engine.runner.replicas[0])
     whole = replica_class.dispatch
 
-    def broken(self, shape, inputs):
+    def broken(self, task, shape, inputs):
         raise RuntimeError("the device caught fire")
 
     monkeypatch.setattr(replica_class, "dispatch", broken)
@@ -282,7 +282,7 @@ def test_a_failing_batch_fails_its_request_only(llm, monkeypatch):
 class _SmallMemory(Replica):
     """A replica whose memory ends at 64 tokens a batch."""
 
-    def dispatch(self, shape, inputs):
+    def dispatch(self, task, shape, inputs):
         if shape.area > 64:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return jax.numpy.zeros((shape.rows, shape.places, 4))
@@ -291,15 +291,15 @@ class _SmallMemory(Replica):
 @pytest.mark.parametrize(("budget", "works"), [(128, True), (256, False)])
 def test_out_of_memory_halves_the_budget_once(budget, works, caplog):
     mesh = make_mesh(jax.local_devices()[:1])
-    replica = _SmallMemory(mesh, {}, lambda p, i: i.ids, Stats())
+    replica = _SmallMemory(mesh, {}, {"embed": lambda p, i: i.ids}, Stats())
     runner = Runner([replica], make_ladder(32, budget), Stats())
     with caplog.at_level(logging.WARNING, "jaxpool"):
         if works:
-            runner.warmup()
+            runner.warmup(["embed"])
             assert max(s.area for s in runner.ladder.shapes) == budget // 2
         else:
             with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-                runner.warmup()
+                runner.warmup(["embed"])
     assert sum("half of that" in r.message for r in caplog.records) == 1
     runner.close()
 
@@ -314,9 +314,9 @@ import numpy as np
 from jaxpool import LLM
 texts = np.load(sys.argv[2], allow_pickle=False).tolist()
 with LLM(sys.argv[1], data_parallel_size=8) as llm:
-    assert llm._meshes[0].shape == {'data': 8, 'model': 1}, llm._meshes
-    assert len(llm._meshes) == 1
-    sharded = llm._runner.replicas[0]
+    assert llm._engine.meshes[0].shape == {'data': 8, 'model': 1}, llm._engine.meshes
+    assert len(llm._engine.meshes) == 1
+    sharded = llm._engine.runner.replicas[0]
     output = llm.embed_array(texts)
     compiled = llm.stats.compilations
     llm.embed_array(texts)
@@ -336,7 +336,7 @@ def test_eight_devices_answer_as_one(llm, directory, tmp_path):
 
 
 def test_one_stream_a_core_unless_jax_was_set_up(directory):
-    code = "from jaxpool import LLM; import sys; print(len(LLM(sys.argv[1])._meshes))"
+    code = "from jaxpool import LLM; import sys; print(len(LLM(sys.argv[1])._engine.meshes))"
 
     def streams(before, **env):
         arguments = [sys.executable, "-c", before + code, directory]

@@ -83,7 +83,7 @@ def test_a_leaf_without_a_rule_is_the_tables_fault():
 
 
 def test_an_ambiguous_table_is_refused():
-    table = Table((*TABLE.rules, Rule("word.*", None)))
+    table = Table((*TABLE.rules, Rule("word.weight", "norm/scale")))
     with pytest.raises(CheckpointError, match="matches several rules"):
         bind(SHAPES, table, SPECS)
 

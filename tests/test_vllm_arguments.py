@@ -30,7 +30,9 @@ REFUSED = [
     ({"enable_lora": True}, ValueError, "enable_lora"),
     ({"rope_scaling": {"factor": 2}}, ValueError, "rope_scaling"),
     ({"runner": "generate"}, ValueError, "runner is 'generate', expected one of"),
-    ({"convert": "reward"}, ValueError, "convert is 'reward'"),
+    ({"convert": "mm_encoder_only"}, ValueError, "convert is 'mm_encoder_only'"),
+    ({"task": "embed", "convert": "classify"}, ValueError, "contradict each other"),
+    ({"task": "generate"}, ValueError, "Unsupported task: 'generate' Supported tasks"),
     ({"no_such_thing": 1, "nor_this": 2}, TypeError, "no_such_thing, nor_this"),
 ]
 

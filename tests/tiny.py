@@ -15,6 +15,7 @@ from jaxpool.converters.export import write_safetensors
 from jaxpool.converters.rules import to_checkpoint
 from jaxpool.heads import Dense
 from jaxpool.models.bert import Config, param_specs
+from jaxpool.models.post_norm import pooler_specs
 from jaxpool.params import ParamSpec, Tree, flatten, map_leaves
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -97,9 +98,9 @@ def tiny_bert(
         epsilon=1e-12,
         max_length=positions,
         token_types=2,
-        pooler=pooler,
     )
-    weights = dict(to_checkpoint(flatten(random_weights(param_specs(config), dtype, seed)), bert.TABLE))
+    specs = param_specs(config) | (pooler_specs(config) if pooler else {})
+    weights = dict(to_checkpoint(flatten(random_weights(specs, dtype, seed)), bert.TABLE))
     # Older versions of transformers stored these too.
     weights["embeddings.position_ids"] = np.arange(positions, dtype=np.int64)[None]
     write_safetensors(backbone, "model", ((prefix + key, x) for key, x in weights.items()), max_shard_bytes)

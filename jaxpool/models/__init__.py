@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpool.models.family import Family
 
-_FAMILY_FILES = ("bert", "mpnet", "roberta", "distilbert", "modernbert", "llama", "gemma")
+_FAMILY_FILES = ("bert", "mpnet", "jina", "roberta", "distilbert", "modernbert", "llama", "gemma", "internlm2")
 
 
 # What `register` added: a registry is the one thing here that outlives a call.
@@ -42,13 +42,14 @@ def find_family(config: Mapping[str, Any]) -> tuple[Family, str]:
     """
     architectures = config.get("architectures") or []
     model_type = config.get("model_type")
-    for family in families():
+    answering = [family for family in families() if family.answers(config)]
+    for family in answering:
         for architecture in architectures:
-            if architecture in family.architectures:
+            if architecture in family.all_architectures:
                 return family, architecture
-    for family in families():
+    for family in answering:
         if not architectures and model_type in family.model_types:
             return family, family.architectures[0]
-    known = sorted(name for family in families() for name in family.architectures)
+    known = sorted({name for family in families() for name in family.all_architectures})
     asked = ", ".join(architectures) or f"model_type {model_type!r}"
     raise ValueError(f"config.json: architecture {asked} is not supported; supported are {', '.join(known)}")

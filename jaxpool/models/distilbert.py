@@ -16,6 +16,7 @@ from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch
 from jaxpool.layers import ACTIVATIONS, keep, layer_norm
 from jaxpool.models import post_norm
+from jaxpool.models.classification import relu_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.params import Tree, embedding
@@ -88,4 +89,8 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES),
+    heads={
+        "DistilBertForSequenceClassification": relu_classifier,
+        "DistilBertForTokenClassification": token_classifier,
+    },
 )

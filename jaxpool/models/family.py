@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from jaxpool.batch import Batch
 from jaxpool.converters.rules import Table
+from jaxpool.heads import Module
 from jaxpool.params import Tree
 
 
@@ -50,6 +51,27 @@ class Config(Protocol):
 
 
 @dataclass(frozen=True)
+class Head:
+    """What an architecture has behind its backbone.
+
+    Attributes:
+        rules: the name, among the `heads` of the family's rule table, of where its weights come from.
+        modules: the chain that is applied to a pooled vector, or to every token's.
+        task: what the architecture is for: "classify" (one answer a text) or "token_classify" (one a token).
+        activation: the last step, by its name in `heads.FINAL`; None: what config.json says (`activations.py`).
+        pooling: of one answer a text, if not the family's own.
+        step: whether of every token's answers only those at a tag are wanted (a process reward model's).
+    """
+
+    rules: str
+    modules: tuple[Module, ...]
+    task: str = "classify"
+    activation: str | None = None
+    pooling: str | None = None
+    step: bool = False
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: a static argument of jitted functions
 class Family:
     """One model family.
 
@@ -62,6 +84,11 @@ class Family:
         forward: (params, batch, config, *, capture=()) -> `Output`.
         pooling: the pooling of a checkpoint that says nothing: "cls" for encoders, "lasttoken" for decoders.
         captures: the names that `capture=` accepts.
+        heads: architecture -> (config, config.json) -> its head; these architectures' backbone is the family's too.
+        extras: config -> specs of weights that no answer needs; `load` and `convert` keep them.
+        answers: config.json -> whether such an architecture is this family's after all, where a name says too little.
+        own_modules: types in modules.json that are the checkpoint's own code, whose work the family does itself:
+            type -> the module of sentence-transformers that it stands for.
         table: the checkpoint's rules; None for `converters/<name>.py`'s (jaxpool's own families).
     """
 
@@ -73,7 +100,16 @@ class Family:
     forward: Callable[..., Output]
     pooling: str
     captures: tuple[str, ...]
+    heads: Mapping[str, Callable[[Any, Mapping[str, Any]], Head]] = field(default_factory=dict)
+    extras: Callable[[Any], Tree] = lambda config: {}
+    answers: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    own_modules: Mapping[str, str] = field(default_factory=dict)
     table: Table | None = None
+
+    @property
+    def all_architectures(self) -> tuple[str, ...]:
+        """Those with a head included."""
+        return (*self.architectures, *self.heads)
 
     def run(self, params: Tree, batch: Batch, config: Any, capture: tuple[str, ...] = ()) -> Output:
         """`forward`, after refusing names that it does not know to capture."""

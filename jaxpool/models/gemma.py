@@ -16,6 +16,7 @@ import jax
 from jaxpool.batch import Batch
 from jaxpool.layers import ACTIVATIONS, Array, Layer, keep
 from jaxpool.models import pre_norm
+from jaxpool.models.classification import linear_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.params import Tree
@@ -156,4 +157,5 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    heads={f"{name}ForSequenceClassification": linear_classifier for name in ("Gemma2", "Gemma3Text", "Gemma3")},
 )

@@ -33,6 +33,7 @@ def _are_texts(value: Any) -> bool:
 
 ANYTHING = Kind("anything", lambda value: True)
 SIZE = Kind("a positive integer", lambda value: _is_integer(value) and value > 0)
+INDEX = Kind("an integer of at least 0", lambda value: _is_integer(value) and value >= 0)
 INTEGER = Kind("an integer", _is_integer)
 NUMBER = Kind("a number", _is_number)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool) or (_is_integer(value) and value in (0, 1)))
@@ -45,20 +46,23 @@ _KINDS: Mapping[str, Kind] = {
     name: kind
     for kind, names in {
         SIZE: """
-            dim global_attn_every_n_layers head_dim hidden_dim hidden_size intermediate_size local_attention
+            dim global_attn_every_n_layers head_dim hidden_dim hidden_size intermediate_size local_attention lora_rank
             max_position_embeddings n_heads n_layers num_attention_heads num_hidden_layers num_key_value_heads
             relative_attention_num_buckets sliding_window_pattern type_vocab_size vocab_size
         """,
         INTEGER: "max_window_layers pad_token_id sliding_window",
         NUMBER: """
-            attn_logit_softcapping global_rope_theta layer_norm_eps local_rope_theta norm_eps query_pre_attn_scalar
-            rms_norm_eps rope_local_base_freq rope_theta
+            attn_logit_softcapping global_rope_theta layer_norm_eps local_rope_theta lora_alpha norm_eps
+            query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta rotary_emb_base
         """,
         FLAG: """
-            attention_bias is_causal mlp_bias norm_bias use_bidirectional_attention use_sliding_window
+            attention_bias bias classifier_bias is_causal load_trained_adapters mlp_bias norm_bias
+            use_bidirectional_attention use_sliding_window
         """,
-        TEXT: "activation hidden_act hidden_activation model_type",
-        TEXTS: "architectures layer_types",
+        TEXT: """
+            activation classifier_activation classifier_pooling hidden_act hidden_activation model_type
+        """,
+        TEXTS: "architectures layer_types lora_adaptations",
         OBJECT: "rope_parameters rope_scaling",
     }.items()
     for name in names.split()
@@ -158,6 +162,10 @@ class HFConfig:
         for name, value in self._values.items():
             if name not in self._read and name not in _HARMLESS and name not in self._ignore and value is not None:
                 self._problems.append(f"`{name}` = {value!r} is not known to this family")
+        self.refuse()
+
+    def refuse(self) -> None:
+        """Raises a `ConfigError` that lists the values read so far that are not understood."""
         if self._problems:
             kind = self._values.get("model_type", "?")
             raise ConfigError(

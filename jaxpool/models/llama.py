@@ -17,6 +17,7 @@ import jax
 from jaxpool.batch import Batch
 from jaxpool.layers import ACTIVATIONS, Array, Layer, keep
 from jaxpool.models import pre_norm
+from jaxpool.models.classification import linear_classifier, process_reward, reward
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.params import Tree
@@ -168,4 +169,12 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    heads={
+        **{
+            f"{name}ForSequenceClassification": linear_classifier
+            for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
+        },
+        "Qwen2ForRewardModel": reward,
+        "Qwen2ForProcessRewardModel": process_reward,
+    },
 )

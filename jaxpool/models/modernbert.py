@@ -8,6 +8,7 @@ Where the weights come from: `converters/modernbert.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.batch import Batch
+from jaxpool.heads import Dense, LayerNorm
 from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep, layer_norm
-from jaxpool.models.family import Family, Output
+from jaxpool.models.classification import CLASSIFIER, labels
+from jaxpool.models.family import Family, Head, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.models.pre_norm import Kind, Sight, make_rotary, read_pattern
 from jaxpool.params import Tree, embedding, linear, stack
@@ -178,6 +181,27 @@ def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
     return block
 
 
+def classifier(config: Config, values: Mapping[str, Any]) -> Head:
+    """A dense layer with its activation, a norm, then the classes; over the first token or over their mean."""
+    hf = HFConfig(values)
+    pooling = hf.one_of("classifier_pooling", ("cls", "mean"), "cls")
+    modules = (*_prediction(config, hf), Dense(config.hidden_size, labels(values), activation="identity"))
+    return Head(CLASSIFIER, modules, pooling=pooling)
+
+
+def token_classifier(config: Config, values: Mapping[str, Any]) -> Head:
+    """The same chain over every token."""
+    modules = (*_prediction(config, HFConfig(values)), Dense(config.hidden_size, labels(values), activation="identity"))
+    return Head(CLASSIFIER, modules, task="token_classify")
+
+
+def _prediction(config: Config, hf: HFConfig) -> tuple[Dense, LayerNorm]:
+    width, bias = config.hidden_size, hf.get("classifier_bias", False)
+    dense = Dense(width, width, bias=bias, activation=hf.one_of("classifier_activation", ACTIVATIONS, "gelu"))
+    hf.refuse()
+    return dense, LayerNorm(width, bias=config.norm_bias, epsilon=config.epsilon)
+
+
 FAMILY = Family(
     name="modernbert",
     architectures=("ModernBertModel", "ModernBertForMaskedLM"),
@@ -187,4 +211,5 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", "attention", "layer"),
+    heads={"ModernBertForSequenceClassification": classifier, "ModernBertForTokenClassification": token_classifier},
 )

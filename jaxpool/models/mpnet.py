@@ -19,9 +19,10 @@ from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch, positions_after_padding_id
 from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
+from jaxpool.models.classification import tanh_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
-from jaxpool.params import ParamSpec, Tree, embedding, linear
+from jaxpool.params import ParamSpec, Tree, embedding
 from jaxpool.params import layer_norm as layer_norm_specs
 
 PADDING_ID = 1  # fixed in the original's embeddings, whatever config.json's pad_token_id says
@@ -63,7 +64,7 @@ def config_from_hf(values: dict[str, Any]) -> Config:
 def param_specs(config: Config) -> Tree:
     """The Flax param tree."""
     width = config.hidden_size
-    specs = {
+    return {
         "embeddings": {
             "word": embedding(config.vocab_size, width, "vocab"),
             "position": embedding(config.position_rows, width),
@@ -72,9 +73,6 @@ def param_specs(config: Config) -> Tree:
         "relative": {"embedding": ParamSpec((config.bucket_rows, config.num_heads), (None, "heads"))},
         "layers": post_norm.block_specs(config),
     }
-    if config.pooler:
-        specs["pooler"] = linear({"embed": width}, {"pooled": width})
-    return specs
 
 
 def relative_buckets(length: int) -> np.ndarray:
@@ -94,7 +92,7 @@ def relative_buckets(length: int) -> np.ndarray:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "bias", "attention", "layer" and, if declared, "pooler"."""
+    """Hidden states [R, T, D]; captures "embeddings", "bias", "attention", "layer" and, if loaded, "pooler"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
@@ -121,4 +119,6 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", "bias", *post_norm.CAPTURES, "pooler"),
+    heads={"MPNetForSequenceClassification": tanh_classifier, "MPNetForTokenClassification": token_classifier},
+    extras=post_norm.pooler_specs,
 )

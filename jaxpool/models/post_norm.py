@@ -20,11 +20,7 @@ CAPTURES = ("attention", "layer")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The sizes that BERT and its kin share; a family adds its own.
-
-    Attributes:
-        pooler: whether the tanh layer over the first token is declared too.
-    """
+    """The sizes that BERT and its kin share; a family adds its own."""
 
     vocab_size: int
     hidden_size: int
@@ -33,7 +29,6 @@ class Config:
     mlp_size: int
     activation: str
     epsilon: float
-    pooler: bool = False
 
     @property
     def activation_bytes_per_token(self) -> int:
@@ -83,6 +78,11 @@ def block_specs(config: Config) -> Tree:
         },
     }
     return stack(layer, config.num_layers)
+
+
+def pooler_specs(config: Config) -> Tree:
+    """The tanh layer over the first token, which no embedding needs."""
+    return {"pooler": linear({"embed": config.hidden_size}, {"pooled": config.hidden_size})}
 
 
 def blocks(

@@ -216,13 +216,22 @@ def attend(
     """norm -> attention -> output, float32 [R, T, D]; x [R, T, D] is in the compute dtype."""
     dtype = x.dtype
     x = config.norm(p["norm"], x).astype(dtype)
-    q = dense(p["query"], x, "rtd,dnh->rtnh")
-    k, v = (dense(p[name], x, "rtd,dkh->rtkh") for name in ("key", "value"))
+    q, k, v = _project(p, x)
     if "query_norm" in p:
         q, k = config.norm(p["query_norm"], q), config.norm(p["key_norm"], k)
     q, k, v = (y.astype(dtype) for y in (rotate(q, sight.angles), rotate(k, sight.angles), v))
     mixed = attention(q, k, v, sight.mask, scale=scale, soft_cap=soft_cap)
     return dense(p["output"], mixed.astype(dtype), "rtnh,nhd->rtd")
+
+
+def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
+    """Queries [R, T, N, H], keys and values [R, T, K, H]: of one fused product where `qkv` is declared."""
+    if "qkv" not in p:
+        k, v = (dense(p[name], x, "rtd,dkh->rtkh") for name in ("key", "value"))
+        return dense(p["query"], x, "rtd,dnh->rtnh"), k, v
+    groups = dense(p["qkv"], x, "rtd,dkgh->rtkgh")
+    q, k, v = groups[:, :, :, :-2], groups[:, :, :, -2], groups[:, :, :, -1]
+    return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
 
 
 def gated_mlp(p: Tree, x: Array, config: Config) -> Array:

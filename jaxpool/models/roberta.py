@@ -17,9 +17,10 @@ from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch, positions_after_padding_id, token_types
 from jaxpool.layers import dense, keep, layer_norm
 from jaxpool.models import post_norm
+from jaxpool.models.classification import tanh_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import HFConfig
-from jaxpool.params import Tree, embedding, linear
+from jaxpool.params import Tree, embedding
 from jaxpool.params import layer_norm as layer_norm_specs
 
 
@@ -54,7 +55,7 @@ def config_from_hf(values: dict[str, Any]) -> Config:
 def param_specs(config: Config) -> Tree:
     """The Flax param tree."""
     width = config.hidden_size
-    specs = {
+    return {
         "embeddings": {
             "word": embedding(config.vocab_size, width, "vocab"),
             "position": embedding(config.position_rows, width),
@@ -63,13 +64,10 @@ def param_specs(config: Config) -> Tree:
         },
         "layers": post_norm.block_specs(config),
     }
-    if config.pooler:
-        specs["pooler"] = linear({"embed": width}, {"pooled": width})
-    return specs
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "attention", "layer" and, if declared, "pooler"."""
+    """Hidden states [R, T, D]; captures "embeddings", "attention", "layer" and, if loaded, "pooler"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
@@ -101,4 +99,10 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES, "pooler"),
+    heads={
+        f"{name}For{kind}Classification": head
+        for name in ("Roberta", "XLMRoberta", "Camembert")
+        for kind, head in (("Sequence", tanh_classifier), ("Token", token_classifier))
+    },
+    extras=post_norm.pooler_specs,
 )

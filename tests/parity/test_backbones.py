@@ -16,7 +16,7 @@ import torch
 from transformers import BertForMaskedLM, BertForPreTraining, BertModel, MPNetForMaskedLM, MPNetModel, PreTrainedModel
 
 from jaxpool.batch import Inputs, unfold
-from jaxpool.loading import load_to_mesh, with_optional
+from jaxpool.loading import load_to_mesh
 from jaxpool.models.family import Family, Output
 from jaxpool.params import unstack_layers
 from jaxpool.recipe import read_recipe
@@ -101,8 +101,8 @@ CHECKPOINTS: dict[str, tuple[str, type[PreTrainedModel], torch.dtype, dict[str, 
 
 def _load(directory: Path) -> SimpleNamespace:
     """jaxpool's side: the family, its config and the params in float32."""
-    recipe = with_optional(read_recipe(directory))
-    params = load_to_mesh(recipe, replica_meshes(None, None)[0], np.float32)["backbone"]
+    recipe = read_recipe(directory)
+    params = load_to_mesh(recipe, replica_meshes(None, None)[0], np.float32, extras=True)["backbone"]
     return SimpleNamespace(family=recipe.family, config=recipe.config, params=params)
 
 
@@ -121,7 +121,7 @@ def _run(ours: SimpleNamespace, rows: Sequence[Sequence[np.ndarray]], params: An
     for r, row in enumerate(rows):
         ids[r, : sum(map(len, row))] = np.concatenate(row)
         lengths[r, : len(row)] = [len(sequence) for sequence in row]
-    names = tuple(name for name in ours.family.captures if name != "pooler" or ours.config.pooler)
+    names = tuple(name for name in ours.family.captures if name != "pooler" or "pooler" in ours.params)
     unused = {field.name: np.zeros_like(lengths) for field in fields(Inputs)}  # what poolers and heads read
     inputs = Inputs(**unused | {"ids": ids, "lengths": lengths})
     output = _compiled(ours.family, ours.config, names, ours.params if params is None else params, inputs)

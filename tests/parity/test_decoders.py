@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from jaxpool import LLM
 from jaxpool.batch import Inputs, unfold
 from jaxpool.converters.rules import to_checkpoint
-from jaxpool.loading import backbone_table, load_stored, load_to_mesh
+from jaxpool.loading import family_table, load_stored, load_to_mesh
 from jaxpool.models import find_family
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError
@@ -359,7 +359,7 @@ def test_converts_back(name: str, tmp_path: Path) -> None:
     model = build(architecture, config)
     model.save_pretrained(tmp_path)
     recipe = read_recipe(tmp_path)
-    state = dict(to_checkpoint(flatten(load_stored(recipe)["backbone"]), backbone_table(recipe)))
+    state = dict(to_checkpoint(flatten(load_stored(recipe)["backbone"]), family_table(recipe)))
     assert set(state) == set(model.state_dict())
     for key, tensor in model.state_dict().items():
         assert np.array_equal(state[key], tensor.numpy()), key

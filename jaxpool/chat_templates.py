@@ -1,0 +1,79 @@
+"""Jinja templates that make one prompt of a query and a document. They come with checkpoints, so they run sandboxed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def read_template(template: str) -> str:
+    """A template as users give it: its text, or the name of a file that holds it.
+
+    Raises:
+        ValueError: the name of a file that is not there.
+    """
+    if "{" in template or "\n" in template:
+        return template
+    path = Path(template)
+    if not path.is_file():
+        raise ValueError(f"chat_template is {template!r}: neither a jinja template nor a file")
+    return path.read_text(encoding="utf-8")
+
+
+def render_pair(template: str, query: str, document: str, instruction: str | None = None) -> str:
+    """The prompt of one query and one document.
+
+    Args:
+        template: over `messages` of the roles "query" and "document" (and "system" for the instruction), and
+            `instruction`; with the filters and settings of transformers' chat templates.
+        instruction: what the model shall judge by; None: the template's own.
+
+    Raises:
+        ValueError: the template is broken, or leaves the query or the document out.
+    """
+    messages = [{"role": "system", "content": instruction}] if instruction else []
+    messages += [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    return _render(template, {"messages": messages, "instruction": instruction, "add_generation_prompt": False})
+
+
+def check_template(template: str) -> str:
+    """The template itself, if a query and a document both reach its prompt.
+
+    Raises:
+        ValueError: they do not: every document would score alike.
+    """
+    query, document = "jaxpool-query", "jaxpool-document"
+    prompt = render_pair(template, query, document)
+    if missing := [word for word in (query, document) if word not in prompt]:
+        raise ValueError(
+            f"chat_template: {missing} do not reach the prompt; the template has to render messages of the roles "
+            "'query' and 'document'"
+        )
+    return template
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return _compile(template).render(**values)
+    except TemplateError as error:
+        raise ValueError(f"chat_template: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> Template:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    # transformers' settings, which chat templates are written for.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(template)

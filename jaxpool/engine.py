@@ -1,0 +1,123 @@
+"""The engine: recipe, tokenizer and runner behind one call. Requests in, answers out as they are ready."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpool import pipeline
+from jaxpool.batch import Sequence as TokenSequence
+from jaxpool.batching import Ladder
+from jaxpool.chunks import merge
+from jaxpool.loading import load_to_mesh
+from jaxpool.program import make_program, param_specs
+from jaxpool.progress import Progress, UseTqdm
+from jaxpool.reading import Reader, Reading, Request
+from jaxpool.recipe import Recipe
+from jaxpool.runner import Replica, Runner, Stats
+from jaxpool.sharding import param_sharding
+from jaxpool.tasks import PER_TOKEN
+from jaxpool.tokens import Tokenizer
+
+Answer = tuple[TokenSequence, np.ndarray]
+
+
+class Engine:
+    """Computes streams of requests on a list of replicas. Safe to use from several threads.
+
+    Args:
+        recipe: what to compute.
+        tokenizer: the model's.
+        meshes: one replica each.
+        ladder: the shapes.
+        dtype: to compute in.
+    """
+
+    def __init__(
+        self, recipe: Recipe, tokenizer: Tokenizer, meshes: list[jax.sharding.Mesh], ladder: Ladder, dtype: Any
+    ) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.meshes = meshes
+        self.stats = Stats()
+        programs = {task: make_program(recipe, task) for task in recipe.tasks}
+        params, specs = load_to_mesh(recipe, meshes[0], dtype), param_specs(recipe)
+        replicas = []
+        for mesh in meshes:
+            shardings = jax.tree.map(lambda spec, mesh=mesh: param_sharding(spec, mesh), specs)
+            replicas.append(Replica(mesh, jax.device_put(params, shardings), programs, self.stats))
+        self.runner = Runner(replicas, ladder, self.stats)
+        self._reader = Reader(recipe, tokenizer)
+        self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
+        self._requests = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, count: int) -> int:
+        """Numbers for so many requests; the first of them."""
+        with self._lock:
+            self._requests += count
+            return self._requests - count
+
+    def run(
+        self, task: str, requests: Iterable[Request], reading: Reading, use_tqdm: UseTqdm, total: int | None
+    ) -> Iterator[Answer]:
+        """Answers requests, in no fixed order.
+
+        Args:
+            task: one of the recipe's.
+            requests: drawn from in the caller's thread, a few thousand ahead.
+            reading: how their texts are read.
+            use_tqdm: a progress bar, none, or something to call instead of tqdm.
+            total: how many requests there are, if that is known.
+
+        Yields:
+            (sequence, float32 [C]), or [T, C] for a task that answers for every token, cut to the entries that the
+            request keeps; `sequence.owners` are the requests' numbers.
+
+        Raises:
+            ValueError: as `Reader.read`.
+            RuntimeError: the engine is closed.
+        """
+        self.runner.check_open()
+        work = ((start, window, reading) for start, window in pipeline.windows(requests))
+        progress = Progress(use_tqdm, total)
+        try:
+            with closing(pipeline.ahead(self._tokenising, self._reader.read, work)) as tokenised:
+                answers = pipeline.execute(tokenised, self.runner, task)
+                if reading.in_parts:
+                    answers = merge(answers, normalised=self.recipe.truncate_dim is None)
+                for sequence, rows in answers:
+                    yield sequence, self._wanted(task, sequence, rows)
+                    progress.update(len(sequence.owners), len(sequence.ids))
+        except CancelledError:
+            raise RuntimeError("this LLM was closed while it worked on this call") from None
+        finally:
+            progress.close()
+
+    def in_order(
+        self, task: str, requests: Iterable[Request], reading: Reading, use_tqdm: UseTqdm
+    ) -> Iterator[np.ndarray]:
+        """As `run`, but in the order of the requests, one array each."""
+        waiting: dict[int, np.ndarray] = {}
+        following = 0
+        for sequence, rows in self.run(task, requests, reading, use_tqdm, None):
+            waiting |= {owner: rows.copy() for owner in sequence.owners}
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+
+    def _wanted(self, task: str, sequence: TokenSequence, rows: np.ndarray) -> np.ndarray:
+        if task in PER_TOKEN and sequence.step_tag_id is not None:
+            rows = rows[sequence.ids == sequence.step_tag_id]
+        return rows[..., : sequence.dimensions]
+
+    def close(self) -> None:
+        """Ends the engine's threads. Idempotent."""
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
+        self.runner.close()
