@@ -100,6 +100,8 @@ class Recipe:
         """What can be asked of the model: its own task, and the other of the same head where the widths allow it."""
         if self.embeds and len(self.pooling) > 1 and self.modules:
             return (self.task,)  # the modules take the concatenated vector, which no token has
+        if not self.embeds and not self.modules:
+            return (self.task,)  # rewards that are hidden states: there are no classes
         return (self.task, SIBLINGS[self.task])
 
     @property

@@ -74,7 +74,8 @@ def backbone_directory(directory: Path) -> Path:
     if not is_sentence_transformer(directory):
         return directory
     file, first = directory / "modules.json", _modules(directory)[0]
-    if not str(first["type"]).endswith(".Transformer"):
+    # Whose Transformer it may be, the family knows.
+    if not str(first["type"]).endswith(".Transformer") and _kind(first, file, {}) != "Transformer":
         raise ValueError(f"{file}: the first module is {first['type']!r}, expected a Transformer")
     return directory / first["path"]
 

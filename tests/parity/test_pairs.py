@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
@@ -158,14 +157,19 @@ def test_every_limit(kind: str) -> None:
     assert ours.special_count == theirs.num_special_tokens_to_add(pair=False)
     assert ours.pair_special_count == theirs.num_special_tokens_to_add(pair=True)
     least = max(ours.pair_special_count, ours.special_count, 1)  # below it transformers cuts nothing
-    assert_same(ours, theirs, PAIRS, [*range(least, 42), NO_LIMIT])
+    assert_same(ours, theirs, PAIRS, [*range(least, least + 9), 16, 23, 41, NO_LIMIT])
+
+
+LIMITED = ("bert", "roberta", "qwen3, nothing", "llama")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nasty(kind: str) -> None:
     ours, theirs = tokenizers(kind)
     texts = [*NASTY, *TEXTS]
-    assert_same(ours, theirs, list(zip(texts, texts[7:] + texts[:7], strict=True)), [17, NO_LIMIT])
+    # Each limit below the texts' lengths costs transformers much, so the kinds that differ in their texts take it.
+    limits = [17, NO_LIMIT] if kind in LIMITED else [NO_LIMIT]
+    assert_same(ours, theirs, list(zip(texts, texts[7:] + texts[:7], strict=True)), limits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,16 +203,24 @@ HUGE = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "qwen3, nothing", "llama"])
+@pytest.mark.parametrize("kind", LIMITED)
 def test_huge(kind: str) -> None:
     assert_same(*tokenizers(kind), HUGE, (17,))
 
 
-def test_a_huge_text_is_quick() -> None:
+def test_a_huge_text_is_hardly_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, _ = tokenizers("bert")
-    start = time.perf_counter()
+    backend, characters = ours._backend, 0
+
+    class Spy:
+        def encode_batch_fast(self, texts: Sequence[str], **options: Any) -> Any:
+            nonlocal characters
+            characters += sum(map(len, texts))
+            return backend.encode_batch_fast(texts, **options)
+
+    monkeypatch.setattr(ours, "_backend", Spy())
     ours.encode_pairs([("fox", LONG * 20_000), (LONG * 20_000, "fox")], 256)
-    assert time.perf_counter() - start < 0.5
+    assert characters < 100_000
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from torch import nn
 
 from jaxpool import LLM, read_recipe
 from jaxpool.compile_cache import use_compile_cache
+from jaxpool.reading import Reader
 from tests.parity.checkpoints import (
     HIDDEN,
     POOLING_FLAGS,
