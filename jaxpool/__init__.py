@@ -1,4 +1,4 @@
-"""jaxpool: pooling models (embeddings today) in JAX. The public names; each is imported when first used."""
+"""jaxpool: pooling models in JAX. The public names; each is imported when first used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from jaxpool.model import Model as Model
     from jaxpool.model import load as load
     from jaxpool.models import register as register
+    from jaxpool.outputs import ClassificationOutput as ClassificationOutput
+    from jaxpool.outputs import ClassificationRequestOutput as ClassificationRequestOutput
     from jaxpool.outputs import EmbeddingOutput as EmbeddingOutput
     from jaxpool.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from jaxpool.outputs import PoolingOutput as PoolingOutput
     from jaxpool.outputs import PoolingRequestOutput as PoolingRequestOutput
+    from jaxpool.outputs import ScoringOutput as ScoringOutput
+    from jaxpool.outputs import ScoringRequestOutput as ScoringRequestOutput
     from jaxpool.pooler_config import PoolerConfig as PoolerConfig
     from jaxpool.pooling_params import PoolingParams as PoolingParams
     from jaxpool.recipe import read_recipe as read_recipe
@@ -24,10 +28,14 @@ _HOMES = {
     "LLM": "jaxpool.llm",
     "PoolerConfig": "jaxpool.pooler_config",
     "PoolingParams": "jaxpool.pooling_params",
+    "ClassificationOutput": "jaxpool.outputs",
+    "ClassificationRequestOutput": "jaxpool.outputs",
     "EmbeddingOutput": "jaxpool.outputs",
     "EmbeddingRequestOutput": "jaxpool.outputs",
     "PoolingOutput": "jaxpool.outputs",
     "PoolingRequestOutput": "jaxpool.outputs",
+    "ScoringOutput": "jaxpool.outputs",
+    "ScoringRequestOutput": "jaxpool.outputs",
     "load": "jaxpool.model",
     "Model": "jaxpool.model",
     "register": "jaxpool.models",

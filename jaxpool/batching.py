@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_TOKENS = 16
+# Each shape is a program to compile for every task of an instance.
+MAX_SHAPES = 12
 
 
 @dataclass(frozen=True, order=True)
@@ -79,17 +81,32 @@ def make_ladder(
         rows = max(row_multiple, rows // row_multiple * row_multiple)
         return Shape(tokens, rows, max(1, min(64, tokens // 4)) if packed else 1)
 
+    if not packed:
+        # Single sequences want steps between the powers of two, if that makes no more shapes than there may be.
+        lengths = _lengths(max_length, halves=True)
+        if len(lengths) > MAX_SHAPES:
+            lengths = _lengths(max_length, halves=False)[-MAX_SHAPES:]
+        full = {t: shape(t, budget // t) for t in lengths}
+        return Ladder(full, dict(full), packed)
+    lengths = _lengths(max_length, halves=False)
+    full = {t: shape(t, budget // t) for t in lengths if t >= min(packed_row, lengths[-1])}
+    # Fewer rows for what is left over; where that makes too many shapes, at every second or third length only.
+    ladders = (
+        Ladder(full, {t: shape(t, 1) for t in {*lengths[::every], lengths[-1]}}, packed)
+        for every in range(1, len(lengths) + 1)
+    )
+    return next((ladder for ladder in ladders if len(ladder.shapes) <= MAX_SHAPES), Ladder(full, dict(full), packed))
+
+
+def _lengths(max_length: int, halves: bool) -> list[int]:
+    """Row lengths: powers of two, with `halves` those half-way between, up to `max_length` rounded up to 16."""
     lengths = [MIN_TOKENS]
     while lengths[-1] < max_length:
         step = lengths[-1]
-        # Packed rows waste little at any length, so powers of two do; single ones need the steps between.
-        between = [step + step // 2] if not packed and step >= 2 * MIN_TOKENS and step + step // 2 < max_length else []
+        between = [step + step // 2] if halves and step >= 2 * MIN_TOKENS and step + step // 2 < max_length else []
         lengths += [*between, 2 * step]
     lengths[-1] = max(MIN_TOKENS, -(-max_length // 16) * 16)
-    full_from = min(packed_row, lengths[-1]) if packed else MIN_TOKENS
-    full = {t: shape(t, budget // t) for t in lengths if t >= full_from}
-    small = {t: shape(t, 1) for t in lengths} if packed else dict(full)
-    return Ladder(full, small, packed)
+    return lengths
 
 
 def plan(

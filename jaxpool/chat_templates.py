@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import json
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,20 +27,31 @@ def read_template(template: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def render_pair(template: str, query: str, document: str, instruction: str | None = None) -> str:
+def render_pair(
+    template: str,
+    query: str,
+    document: str,
+    instruction: str | None = None,
+    *,
+    generation_prompt: bool = False,
+    special_tokens: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """The prompt of one query and one document.
 
     Args:
         template: over `messages` of the roles "query" and "document" (and "system" for the instruction), and
             `instruction`; with the filters and settings of transformers' chat templates.
         instruction: what the model shall judge by; None: the template's own.
+        generation_prompt: the template's `add_generation_prompt`.
+        special_tokens: texts that the template may use by name ("bos_token", …).
 
     Raises:
         ValueError: the template is broken, or leaves the query or the document out.
     """
     messages = [{"role": "system", "content": instruction}] if instruction else []
     messages += [{"role": "query", "content": query}, {"role": "document", "content": document}]
-    return _render(template, {"messages": messages, "instruction": instruction, "add_generation_prompt": False})
+    values = {"messages": messages, "instruction": instruction, "add_generation_prompt": generation_prompt}
+    return _render(template, {**special_tokens, **values})
 
 
 def check_template(template: str) -> str:
@@ -73,7 +87,10 @@ def _compile(template: str) -> Template:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    # transformers' settings, which chat templates are written for.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    # transformers' settings, which chat templates are written for. A last newline is dropped.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     return environment.from_string(template)

@@ -111,6 +111,7 @@ def _classifier(task: str, source: Source, reranker: rerankers.Reranker | None) 
         template = load_tokenizer(source.directory).chat_template
         if template is None:
             raise ValueError(f"{source.directory}: pairs are put together by a chat template, but there is none")
+        fields |= {"chat": True, "generation_prompt": source.saved.get("generation_prompt", False)}
     fields |= {
         "template": template,
         "separated": bool(source.hf.get("use_sep_token", not source.is_decoder or bool(source.saved))),
@@ -135,8 +136,10 @@ def _classifier(task: str, source: Source, reranker: rerankers.Reranker | None) 
         "final": final,
         # A classifier's value for every token is a reward: raw, as in vLLM's `task="reward"`.
         "activate": not (task == TOKEN_CLASSIFY and head.task == CLASSIFY),
+        "activate_texts": True if head.task == CLASSIFY else None,
         "pooling": (head.pooling or source.family.pooling,),
         "step": head.step,
+        "step_tag_id": head.step_tag_id,
     }
 
 

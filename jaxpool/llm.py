@@ -32,7 +32,7 @@ from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Stats
 from jaxpool.sharding import replica_meshes
 from jaxpool.similarity import similarity
-from jaxpool.tasks import AUTO, CLASSIFY, EMBED, PER_TOKEN, TOKEN_CLASSIFY, asked_task, pooling_task
+from jaxpool.tasks import ALIASES, AUTO, CLASSIFY, EMBED, PER_TOKEN, TOKEN_CLASSIFY, asked_task, pooling_task
 from jaxpool.tokens import load_tokenizer
 from jaxpool.vllm_arguments import check_call_arguments, check_vllm_arguments
 
@@ -323,7 +323,9 @@ class LLM:
             return self._cosines(pairs, truncate_prompt_tokens, use_tqdm, pooling_params, tokenization_kwargs)
         self._one_score()
         params = spread(pooling_params, len(pairs[0]))
-        write = scoring.PairWriter(self.recipe, chat_template, _instruction(instruction, params))
+        write = scoring.PairWriter(
+            self.recipe, self._engine.tokenizer.special_tokens, chat_template, _instruction(instruction, params)
+        )
         options = self._options(params, len(params), CLASSIFY)
         requests = [(write(*pair), own) for *pair, own in zip(*pairs, options, strict=True)]
         reading = self._reading("", truncate_prompt_tokens, tokenization_kwargs, CLASSIFY)
@@ -561,7 +563,7 @@ class LLM:
 
 
 def _asked_task(task: str, runner: str, convert: str, pooling: PoolerConfig) -> str:
-    if pooling.task is not None and task not in (AUTO, pooling.task):
+    if pooling.task is not None and task != AUTO and ALIASES.get(task, task) != ALIASES.get(pooling.task, pooling.task):
         raise ValueError(f"You cannot overwrite task={task!r} with pooler_config.task={pooling.task!r}!")
     return pooling.asked(asked_task(pooling.task or task, runner, convert))
 

@@ -71,6 +71,8 @@ def _head_rules(recipe: Recipe, table: Table) -> tuple[Rule, ...]:
 def _rows_rule(rows: TokenRows, hf: Mapping[str, Any], table: Table) -> Rule:
     if table.logits is None:
         raise ValueError("this family has no language model's head that a score could be read from")
+    if hf.get("final_logit_softcapping"):
+        raise ValueError("config.json: `final_logit_softcapping` bends the logits that a score would be read from")
     own, embedding = table.logits
     tied = hf.get("tie_word_embeddings")
     # transformers' own default, where the file says nothing.

@@ -67,6 +67,7 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner, task: str) -> I
         nonlocal held
         plans, kept = plan([len(s.ids) for s in sequences], runner.ladder, flush=flush)
         held = [sequences[i] for i in kept]
+        runner.prepare(task, [batch.shape for batch in plans[1:]])
         for batch in plans:
             while len(running) >= limit or (running and running[0][2].done()):
                 yield from _unpack(*running.popleft(), per_token)

@@ -95,10 +95,12 @@ class PoolerConfig:
         """From a `PoolerConfig`, a dict of its fields, or None.
 
         Raises:
-            ValueError: a field that there is not.
+            ValueError: something else, or a field that there is not.
         """
         if isinstance(value, PoolerConfig):
             return value
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"pooler_config: expected a PoolerConfig or a dict of its fields, got {value!r:.60}")
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(value or {}) - set(known)):
             raise ValueError(f"PoolerConfig: unknown fields {unknown}, expected of {known}")
@@ -147,7 +149,7 @@ class PoolerConfig:
             recipe = replace(recipe, pooling=(self.sequence_type,))
             # A text type asked for by itself asks for one answer a text.
             if recipe.task in PER_TOKEN and self.seq_pooling_type is None:
-                recipe = replace(recipe, task=SIBLINGS[recipe.task], step=False)
+                recipe = replace(recipe, task=SIBLINGS[recipe.task], step=False, activate_texts=None)
             chain_width(recipe.modules, replace(recipe, modules=()).width(recipe.task),
                         f"pooler_config (pooling_type {self.seq_pooling_type or self.pooling_type!r})")  # fmt: skip
         if self.token_type is not None:
@@ -202,7 +204,7 @@ class PoolerConfig:
         if ignored := [name for name in other if getattr(self, name)]:
             once(f"pooler_config: {', '.join(ignored)} has no say in a model that answers {recipe.task!r}")
         activate = flag(self, own)
-        return recipe if activate is None else replace(recipe, activate=activate)
+        return recipe if activate is None else replace(recipe, activate=activate, activate_texts=None)
 
     def _apply_chunks(self, recipe: Recipe) -> Recipe:
         if not recipe.embeds or recipe.task in PER_TOKEN:

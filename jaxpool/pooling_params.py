@@ -67,7 +67,7 @@ class PoolingParams:
         tag = self.step_tag_id if self.step_tag_id is not None else recipe.step_tag_id
         return Options(
             dimensions=self.dimensions or recipe.dimensions or recipe.width(task),
-            activate=recipe.activate if activate is None else activate,
+            activate=recipe.activates(task) if activate is None else activate,
             adapter=_adapter_number(self.adapter, recipe.adapters),
             step_tag_id=tag if recipe.step and task == TOKEN_CLASSIFY else None,
         )

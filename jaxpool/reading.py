@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,8 +158,8 @@ class Reader:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         written = [prompt for prompt in prompts if isinstance(prompt, Written)]
         pairs = [prompt for prompt in prompts if isinstance(prompt, Pair)]
-        single = self._texts([reading.prompt + text for text in texts] + [prompt.text for prompt in written], reading)
-        encoded |= dict(zip((*texts, *written), single, strict=True))
+        encoded |= dict(zip(texts, self._texts([reading.prompt + text for text in texts], reading), strict=True))
+        encoded |= dict(zip(written, self._written([prompt.text for prompt in written], reading), strict=True))
         if reading.cut:
             too_long = {prompt: encoded[prompt] for prompt in written if encoded[prompt].truncated}
             encoded |= {prompt: self._fit(prompt, whole, reading) for prompt, whole in too_long.items()}
@@ -178,21 +178,23 @@ class Reader:
             texts, reading.longest, special_tokens=reading.special_tokens, truncation_side=reading.side
         )
 
+    def _written(self, texts: list[str], reading: Reading) -> list[Encoded]:
+        return self._texts(texts, replace(reading, special_tokens=reading.special_tokens and not self._recipe.chat))
+
     def _fit(self, prompt: Written, encoded: Encoded, reading: Reading) -> Encoded:
-        """Cuts the document, so that what the template puts behind it stays whole."""
-        document, whole = prompt.document, encoded.total
+        """Cuts the document, so that what the template puts round it stays whole."""
+        (frame,) = self._texts([prompt.write("")], reading)
+        if frame.truncated:
+            raise ValueError(
+                f"This model's maximum context length is {reading.limit} tokens, and a query with its prompt alone "
+                f"takes {frame.total}. Please reduce the length of the query."
+            )
+        document, room, whole = prompt.document, reading.limit - frame.total, encoded.total
         while encoded.truncated:
-            (alone,) = self._tokenizer.encode([document], 2**31 - 1, special_tokens=False)
-            # The first length that was counted may be a lower bound, of a text cut before tokenising.
-            room = min(alone.total, reading.limit) - (min(encoded.total, 2 * reading.limit) - reading.limit)
-            shorter = self._tokenizer.cut_text(document, min(room, alone.total - 1)) if room > 0 else ""
-            if not document:
-                raise ValueError(
-                    f"This model's maximum context length is {reading.limit} tokens, and a query with its prompt alone "
-                    f"takes {encoded.total}. Please reduce the length of the query."
-                )
-            document = shorter
-            (encoded,) = self._texts([prompt.write(document)], reading)
+            document = self._tokenizer.cut_text(document, room, truncation_side=reading.side)
+            (encoded,) = self._written([prompt.write(document)], reading)
+            # Tokens may join or part where the document meets the prompt; and a template may hold it twice.
+            room -= max((encoded.total - reading.limit) // 2, 1)
         return Encoded(encoded.ids, whole)
 
     def _sequences(
@@ -225,7 +227,8 @@ class Reader:
             activate=options.activate,
             adapter=options.adapter,
         )
-        yield from split(whole, reading.limit)
+        # Without parts a prompt's own limit may be beyond the call's.
+        yield from split(whole, reading.limit) if reading.in_parts else (whole,)
 
     def _skip(self, prompt: str) -> int:
         return 0 if self._recipe.include_prompt or not prompt else self._tokenizer.prompt_length(prompt)

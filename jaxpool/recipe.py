@@ -38,11 +38,14 @@ class Recipe:
         modules: modules on the pooled vector, or on every token's.
         final: the last step, by its name in `heads.FINAL`: "normalize" for embeddings, a classifier's activation.
         activate: whether the last step is done unless a request says otherwise.
+        activate_texts: the same for one answer a text, where that differs from every token's; None: it does not.
         head_rules: where the modules' weights lie in the backbone's own files: the name of rules in the family's
             table, or rows of the language model's head; None: in `module_folders`.
         step: whether of every token's answers only those at `step_tag_id` are given.
         step_tag_id: the token that ends a step; None keeps every token's answer.
         template: of a language model that scores pairs: its prompt in jinja; None: the texts alone.
+        chat: whether that prompt has all its special tokens, so that the tokenizer adds none.
+        generation_prompt: what the template is told of `add_generation_prompt`.
         separated: whether a pair's texts are put together by the tokenizer, as a cross-encoder's.
         max_length: most tokens of a text, special ones included.
         chunked: whether longer texts are embedded in parts (up to `max_embed_len` tokens) and averaged.
@@ -68,10 +71,13 @@ class Recipe:
     modules: tuple[Module, ...] = ()
     final: str = "normalize"
     activate: bool = False
+    activate_texts: bool | None = None
     head_rules: str | TokenRows | None = None
     step: bool = False
     step_tag_id: int | None = None
     template: str | None = field(default=None, repr=False)
+    chat: bool = False
+    generation_prompt: bool = False
     separated: bool = True
     max_length: int = 0
     chunked: bool = False
@@ -108,6 +114,10 @@ class Recipe:
     def normalised(self) -> bool:
         """Whether the finished vectors have length 1."""
         return self.final == "normalize" and self.activate and self.truncate_dim is None
+
+    def activates(self, task: str) -> bool:
+        """Whether the last step is done in answers to `task`, unless a request says otherwise."""
+        return self.activate if task in PER_TOKEN or self.activate_texts is None else self.activate_texts
 
     def width(self, task: str) -> int:
         """Entries behind the last module in an answer to `task`."""

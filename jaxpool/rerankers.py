@@ -47,12 +47,17 @@ RERANKERS = (
 
 
 def named(directory: Path, hf: Mapping[str, Any]) -> Reranker | None:
-    """The reranker that a checkpoint's name (of its folder, its hub repository or in config.json) says it is."""
-    names = f"{directory} {hf.get('_name_or_path', '')}".lower().replace("_", "-")
-    if hf.get("is_original_qwen3_reranker"):
-        return RERANKERS[0]
-    of_type = (reranker for reranker in RERANKERS if reranker.model_type == hf.get("model_type"))
-    return next((reranker for reranker in of_type if reranker.pattern in names), None)
+    """The reranker that a checkpoint says it is.
+
+    By its name (of its folder, of its hub repository above the snapshot, or in config.json), or by the tokens that a
+    user's `hf_overrides` name in vLLM's way.
+    """
+    reranker = of_model_type(hf)
+    if reranker is None:
+        return None
+    names = " ".join((*directory.parts[-3:], str(hf.get("_name_or_path", "")))).lower().replace("_", "-")
+    tokens = tuple(hf.get("classifier_from_token") or ())
+    return reranker if reranker.pattern in names or tokens == reranker.tokens else None
 
 
 def of_model_type(hf: Mapping[str, Any]) -> Reranker | None:

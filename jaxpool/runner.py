@@ -6,8 +6,8 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -83,20 +83,37 @@ class Replica:
         self._params = params
         self._rows = rows_sharding(mesh)
         self._jitted = {task: jax.jit(program, out_shardings=self._rows) for task, program in programs.items()}
-        self._executables: dict[tuple[str, Shape], Callable[..., jax.Array]] = {}
+        self._executables: dict[tuple[str, Shape], Future[Callable[..., jax.Array]]] = {}
         self._stats = stats
         self._lock = threading.Lock()
 
     def compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
-        """The executable for a task and a shape, compiled ahead of time on first use."""
+        """The executable for a task and a shape, compiled ahead of time on first use; others wait for it."""
         with self._lock:
-            if (task, shape) not in self._executables:
-                abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
-                inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
-                with jax.set_mesh(self.mesh):
-                    self._executables[task, shape] = self._jitted[task].lower(self._params, inputs).compile()
-                self._stats.add(compilations=1)
-            return self._executables[task, shape]
+            executable = self._executables.get((task, shape))
+            own = executable is None
+            if executable is None:
+                executable = self._executables[task, shape] = Future()
+        if own:
+            try:
+                executable.set_result(self._compile(task, shape))
+            except BaseException as error:
+                with self._lock:  # the next one tries again
+                    del self._executables[task, shape]
+                executable.set_exception(error)
+        return executable.result()
+
+    def _compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
+        abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
+        inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
+        with jax.set_mesh(self.mesh):
+            compiled = self._jitted[task].lower(self._params, inputs).compile()
+        self._stats.add(compilations=1)
+        return compiled
+
+    def has(self, task: str, shape: Shape) -> bool:
+        """Whether a shape is compiled for a task, or about to be."""
+        return (task, shape) in self._executables
 
     def dispatch(self, task: str, shape: Shape, inputs: Inputs) -> jax.Array:
         """Starts one batch; the copy to the host starts as soon as it is computed."""
@@ -186,13 +203,21 @@ class Runner:
         self.ladder = ladder
         self.stats = stats
         self._work = _WorkQueue()
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="jaxpool-compile")
         self._threads = [
             threading.Thread(target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True)
             for i, replica in enumerate(replicas)
         ]
         for thread in self._threads:
             thread.start()
-        self._stop = weakref.finalize(self, _stop, self._work, self._threads)
+        self._stop = weakref.finalize(self, _stop, self._work, self._threads, self._compiling)
+
+    def prepare(self, task: str, shapes: Iterable[Shape]) -> None:
+        """Compiles shapes in the background, in order, while batches run: those that a call is about to need."""
+        missing = [(r, shape) for shape in dict.fromkeys(shapes) for r in self.replicas if not r.has(task, shape)]
+        with suppress(RuntimeError):  # closed meanwhile
+            for replica, shape in missing:
+                self._compiling.submit(_prepare, replica, task, shape)
 
     def submit(self, task: str, plan: Plan, sequences: Sequence[TokenSequence]) -> Future[np.ndarray]:
         """Queues one batch.
@@ -255,7 +280,13 @@ class Runner:
         self._stop()
 
 
-def _stop(work: _WorkQueue, threads: list[threading.Thread]) -> None:
+def _prepare(replica: Replica, task: str, shape: Shape) -> None:
+    with suppress(Exception):  # said by the batch that needs it
+        replica.compile(task, shape)
+
+
+def _stop(work: _WorkQueue, threads: list[threading.Thread], compiling: ThreadPoolExecutor) -> None:
+    compiling.shutdown(wait=False, cancel_futures=True)
     # A thread left inside XLA while the interpreter ends takes the process down, hence the join.
     work.close(len(threads))
     for thread in threads:

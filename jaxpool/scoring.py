@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +71,7 @@ class PairWriter:
 
     Args:
         recipe: of a classifier.
+        special_tokens: the tokenizer's, which a template may use.
         template: the user's, instead of the model's own.
         instruction: for the template; None: the checkpoint's default prompt, or the template's own.
 
@@ -79,9 +79,19 @@ class PairWriter:
         ValueError: an instruction for a model without a template, or a template that drops a text.
     """
 
-    def __init__(self, recipe: Recipe, template: str | None = None, instruction: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        special_tokens: Mapping[str, str],
+        template: str | None = None,
+        instruction: str | None = None,
+    ) -> None:
         own = None if template is None else read_template(template)
         self._template = own or recipe.template
+        self._settings: dict[str, Any] = {
+            "generation_prompt": recipe.generation_prompt,
+            "special_tokens": special_tokens,
+        }
         self._separated = recipe.separated
         if instruction is None and recipe.default_prompt:
             instruction = recipe.prompts[recipe.default_prompt] or None
@@ -94,15 +104,14 @@ class PairWriter:
     def __call__(self, query: str, document: str) -> Parsed:
         """The prompt of one pair."""
         if self._template is not None:
-            write = partial(_write, self._template, query, self._instruction)
+            write = lambda document: self._render(query, document)  # noqa: E731
             return Written(write(document), document, write)
         if self._instruction:
             query = self._instruction + query  # sentence-transformers' default prompt
         return Pair(query, document) if self._separated else query + document
 
-
-def _write(template: str, query: str, instruction: str | None, document: str) -> str:
-    return render_pair(template, query, document, instruction)
+    def _render(self, query: str, document: str) -> str:
+        return render_pair(self._template or "", query, document, self._instruction, **self._settings)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

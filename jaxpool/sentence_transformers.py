@@ -218,7 +218,10 @@ def _read_transformer(backbone: Path, limits: Collection[int | None], cross_enco
         length = min((n for n in limits if n and n > 0), default=0)
     fields = {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
     # Pairs are messages then, put together by the tokenizer's template.
-    return fields | {"messages": True} if "message" in modalities and cross_encoder else fields
+    if "message" not in modalities or not cross_encoder:
+        return fields
+    generation = bool((values.get("processing_kwargs") or {}).get("chat_template"))
+    return fields | {"messages": True, "generation_prompt": generation}
 
 
 def _read_score(directory: Path) -> dict[str, Any]:
@@ -252,6 +255,7 @@ def _read_model_config(directory: Path) -> dict[str, Any]:
         "truncate_dim": SIZE,
         "requirements": ANYTHING,
         "activation_fn": TEXT,
+        "keep_in_fp32_modules": ANYTHING,  # heads are float32 here
     }
     values = _read_object(file, known)
     kind = values.get("model_type") or "SentenceTransformer"

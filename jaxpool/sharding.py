@@ -38,6 +38,11 @@ def partition(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*(RULES[axis] if axis is not None else None for axis in axes))
 
 
+def axis_size(axis: str) -> int:
+    """Over how many devices a logical axis is split on the mesh in context (`jax.set_mesh`); 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape.get(RULES[axis], 1)
+
+
 def param_sharding(spec: ParamSpec, mesh: Mesh) -> NamedSharding:
     """Where a parameter's shards lie."""
     return NamedSharding(mesh, partition(spec.axes))

@@ -25,6 +25,8 @@ _BERT_NORMALIZER = {
 }
 _AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
+_SPECIAL_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
 # Classes that are the checkpoint's own code, over a tokenizer.model as it is.
 _AS_SENTENCEPIECE = ("InternLM2Tokenizer",)
 
@@ -81,13 +83,13 @@ class StoredTokenizer:
         backend: the `tokenizers.Tokenizer`.
         truncation_side: "right" or "left".
         token_types: whether a pair comes with token types.
-        pad_token: the padding token's text, if one is named.
+        special_tokens: the texts of the special tokens that are named, by name ("pad_token", "bos_token", …).
     """
 
     backend: Any
     truncation_side: str
     token_types: bool
-    pad_token: str | None
+    special_tokens: Mapping[str, str]
 
 
 def read_tokenizer(directory: Path, *, lower_case: bool = False) -> StoredTokenizer:
@@ -155,7 +157,7 @@ def _from_file(file: Path) -> StoredTokenizer:
         backend,
         _truncation_side(config, backend, file.with_name("tokenizer_config.json")),
         token_types=name in _WITH_TOKEN_TYPES if inputs is None else "token_type_ids" in inputs,
-        pad_token=_token(config.get("pad_token")),
+        special_tokens=_special_tokens(config),
     )
 
 
@@ -163,7 +165,7 @@ def _from_sentencepiece(directory: Path) -> StoredTokenizer:
     """Of a class that is a checkpoint's own code, which is never run, over a file that is well known."""
     backend, (config, _) = load_sentencepiece(directory), _configs(directory)
     side = _truncation_side(config, backend, directory / "tokenizer_config.json")
-    return StoredTokenizer(backend, side, token_types=False, pad_token=_token(config.get("pad_token")))
+    return StoredTokenizer(backend, side, token_types=False, special_tokens=_special_tokens(config))
 
 
 def _configs(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,6 +182,10 @@ def _class_name(config: dict[str, Any], model: dict[str, Any]) -> str:
 def _with_special_tokens(config: dict[str, Any], file: Path) -> dict[str, Any]:
     """Older checkpoints name the special tokens in a file of their own, which goes over tokenizer_config.json."""
     return config if "added_tokens_decoder" in config else config | _read_object(file)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text for name in _SPECIAL_TOKENS if (text := _token(config.get(name))) is not None}
 
 
 def _token(value: Any) -> str | None:
@@ -280,7 +286,9 @@ def _from_transformers(directory: Path) -> StoredTokenizer:
     except Exception as error:  # transformers raises many kinds
         raise ValueError(f"{directory} holds no tokenizer that loads without its own code: {error}") from error
     token_types = "token_type_ids" in tokenizer.model_input_names
-    return StoredTokenizer(backend, tokenizer.truncation_side, token_types, tokenizer.pad_token)
+    return StoredTokenizer(
+        backend, tokenizer.truncation_side, token_types, _special_tokens(tokenizer.special_tokens_map)
+    )
 
 
 @contextmanager

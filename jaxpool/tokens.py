@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Tokenizer:
         backend: the `tokenizers.Tokenizer`, with truncation and padding off.
         truncation_side: "right" cuts the end of a text that is too long, "left" its beginning.
         token_types: whether pairs are told apart by token types.
-        pad_token: the padding token's text.
+        special_tokens: the texts of the special tokens that the checkpoint names ("pad_token", "bos_token", …).
         directory: where the tokenizer comes from, for its chat template and for errors.
     """
 
@@ -65,13 +66,13 @@ class Tokenizer:
         truncation_side: str = "right",
         *,
         token_types: bool = True,
-        pad_token: str | None = None,
+        special_tokens: Mapping[str, str] = MappingProxyType({}),
         directory: Path | None = None,
     ) -> None:
         self._backend = backend
         self._truncation_side = truncation_side
         self._token_types = token_types
-        self._pad_token = pad_token
+        self.special_tokens = special_tokens
         self._directory = directory
         self._single = probe_template(backend.post_processor, 1, self._name)
         added = backend.get_added_tokens_decoder()
@@ -95,7 +96,7 @@ class Tokenizer:
     @property
     def pad_id(self) -> int | None:
         """The padding token's id; None where the checkpoint names none."""
-        return None if self._pad_token is None else self.token_id(self._pad_token)
+        return self.token_id(self.special_tokens["pad_token"]) if "pad_token" in self.special_tokens else None
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -134,8 +135,8 @@ class Tokenizer:
     ) -> list[Encoded]:
         """Tokenises pairs as transformers' `tokenizer(text, text_pair, truncation=True, max_length=limit)` does.
 
-        The longer text is cut first. Every distinct text is tokenised once, however many pairs it is in. A pair whose
-        second text is empty is encoded as the first alone, which is what transformers makes of it.
+        The longer text is cut first. Every distinct text is tokenised once, however many pairs it is in. A pair
+        whose second text is empty stays a pair, as where transformers gets a whole batch of pairs.
 
         Args:
             pairs: any number of pairs.
@@ -156,7 +157,7 @@ class Tokenizer:
             if budget % 2 and all(len(content.ids) > budget for content in two):
                 contents |= {text: self._whole([text])[0] for text in pair if not contents[text].whole}
                 two = [contents[text] for text in pair]
-            encoded.append(self._join(two, limit, side) if pair[1] else _single(two[0], self._single, limit, side))
+            encoded.append(self._join(two, limit, side))
         return encoded
 
     def cut_text(self, text: str, tokens: int, *, truncation_side: str | None = None) -> str:
@@ -257,7 +258,7 @@ def load_tokenizer(directory: Path, *, lower_case: bool = False) -> Tokenizer:
         stored.backend,
         stored.truncation_side,
         token_types=stored.token_types,
-        pad_token=stored.pad_token,
+        special_tokens=stored.special_tokens,
         directory=directory,
     )
 

@@ -51,12 +51,14 @@ def test_what_may_wait_is_held_back_whole(ladder, data):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("max_length", [20, 128, 512, 8192])
-def test_the_ladder_is_short(packed, max_length):
-    ladder = make_ladder(max_length, 512, packed=packed)
-    assert len(ladder.shapes) <= (12 if packed else 18)
+@pytest.mark.parametrize("max_length", [20, 128, 512, 8192, 40_960])
+@pytest.mark.parametrize("budget", [512, 16_384])
+def test_the_ladder_is_short(packed, max_length, budget):
+    ladder = make_ladder(max_length, budget, packed=packed)
+    assert len(ladder.shapes) <= 12
     assert max(ladder.full) >= max_length
-    assert all(shape.rows * shape.tokens <= max(512, shape.tokens) for shape in ladder.shapes)
+    assert max(ladder.small) >= max_length
+    assert all(shape.rows * shape.tokens <= max(budget, shape.tokens) for shape in ladder.shapes)
 
 
 def test_rows_are_a_multiple_of_the_data_axis():

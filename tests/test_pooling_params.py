@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxpool import LLM, PoolingParams
-from tests.tiny import tiny_bert
+from jaxpool import LLM, PoolerConfig, PoolingParams, read_recipe
+from tests.tiny import tiny_bert, tiny_classifier
 
 TEXTS = ["the quick fox", "a dog", "seven small birds sing", "the quick fox"]
 
@@ -101,6 +101,123 @@ def test_not_one_a_prompt(llm):
         llm.encode(TEXTS, {"dimensions": 8}, use_tqdm=False)
 
 
-def test_contradiction():
-    with pytest.raises(ValueError, match="contradict"):
-        PoolingParams(normalize=True, use_activation=False)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"normalize": True, "use_activation": False},
+        {"softmax": True, "use_activation": False},
+        {"activation": False, "use_activation": True},
+        {"softmax": True, "activation": False},
+    ],
+    ids=str,
+)
+def test_contradictions(flags):
+    one, other = (f"`{name}`={value}" for name, value in flags.items())
+    with pytest.raises(ValueError, match=f"PoolingParams: {one} and {other} contradict each other"):
+        PoolingParams(**flags)
+    PoolingParams(**dict.fromkeys(flags, True))
+    with pytest.raises(ValueError, match=f"`{next(iter(flags))}` is 1, expected True, False or None"):
+        PoolingParams(**{next(iter(flags)): 1})
+
+
+# What each task takes: without an engine.
+
+
+@pytest.fixture(scope="module")
+def recipes(directory, tmp_path_factory):
+    classifier = tiny_classifier(tmp_path_factory.mktemp("classifier"), labels=3)
+    embeds, classifies = read_recipe(directory, {"is_matryoshka": True}), read_recipe(classifier)
+    return {"embed": embeds, "token_embed": embeds, "classify": classifies, "token_classify": classifies}
+
+
+EMBEDDING, CLASSIFIER = ("embed", "token_embed"), ("classify", "token_classify")
+# parameters, the tasks that take them, and what is then resolved
+VALID = [
+    ({}, EMBEDDING, {"dimensions": 32, "activate": True}),
+    ({}, CLASSIFIER, {"dimensions": 3, "activate": True}),
+    ({"dimensions": 5}, EMBEDDING, {"dimensions": 5}),
+    ({"normalize": False}, EMBEDDING, {"activate": False}),
+    ({"use_activation": False}, (*EMBEDDING, *CLASSIFIER), {"activate": False}),
+    ({"softmax": False}, CLASSIFIER, {"activate": False}),
+    ({"activation": False}, CLASSIFIER, {"activate": False}),
+    ({"adapter": "none"}, (*EMBEDDING, *CLASSIFIER), {"adapter": 0}),
+    ({"use_cross_encoder": True, "additional_data": 3}, (*EMBEDDING, *CLASSIFIER), {"step_tag_id": None}),
+]
+INVALID = [
+    (("softmax",), EMBEDDING),
+    (("activation",), EMBEDDING),
+    (("normalize",), CLASSIFIER),
+    (("dimensions",), CLASSIFIER),
+    (("dimensions", "normalize"), CLASSIFIER),
+    (("step_tag_id",), (*EMBEDDING, *CLASSIFIER)),
+    (("returned_token_ids",), (*EMBEDDING, *CLASSIFIER)),
+]
+VALUES = {"dimensions": 8, "step_tag_id": 1, "returned_token_ids": [1]}
+
+
+@pytest.mark.parametrize(("values", "tasks", "expected"), VALID, ids=str)
+def test_parameters_of_tasks(recipes, values, tasks, expected):
+    for task in tasks:
+        options = PoolingParams(**values).resolve(recipes[task], "tiny", task)
+        assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("names", "tasks"), INVALID, ids=str)
+def test_parameters_of_other_tasks(recipes, names, tasks):
+    params = PoolingParams(**{name: VALUES.get(name, True) for name in names})
+    for task in tasks:
+        message = rf"Task '{task}' only supports \[.*\] parameters, does not support \['{names[0]}'"
+        with pytest.raises(ValueError, match=message):
+            params.resolve(recipes[task], "tiny", task)
+
+
+def test_parameters_of_steps(recipes):
+    steps = PoolerConfig(pooling_type="STEP", step_tag_id=4).apply(recipes["classify"])
+    tag = lambda task=None, **values: PoolingParams(**values).resolve(steps, "tiny", task).step_tag_id  # noqa: E731
+    assert (tag(), tag(step_tag_id=7), tag("classify")) == (4, 7, None)
+    with pytest.raises(ValueError, match="Task 'classify' only supports"):
+        tag("classify", step_tag_id=7)
+    with pytest.raises(ValueError, match="returned_token_ids .* belongs to the instance"):
+        tag(returned_token_ids=[1])
+
+
+def _says_so(config):
+    config.is_matryoshka = True
+    return config
+
+
+# What config.json says, the dimensions asked for, and the words of vLLM's old and of its new versions.
+MATRYOSHKA = [
+    (None, 8, 'Model "tiny" does not support matryoshka representation, changing output dimensions will lead to poor'),
+    (None, 8, r"does not support Matryoshka embeddings; dimensions must be unset \(received dimensions=8\)"),
+    ({"is_matryoshka": False}, 8, "does not support matryoshka"),
+    ({"matryoshka_dimensions": [16, 8]}, 9, r'Model "tiny" only supports \[8, 16\] matryoshka dimensions, use other'),
+    ({"matryoshka_dimensions": [16, 8]}, 9, "Matryoshka dimensions; got 9"),
+    ({"is_matryoshka": True}, 33, r"only supports dimensions in range \[1, 32\], got 33"),
+    (_says_so, 33, r"only supports dimensions in range \[1, 32\], got 33"),
+    (_says_so, 0, "Dimensions must be greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "dimensions", "message"), MATRYOSHKA, ids=str)
+def test_matryoshkas_words(directory, overrides, dimensions, message):
+    recipe = read_recipe(directory, overrides)
+    with pytest.raises(ValueError, match=message):
+        PoolingParams(dimensions=dimensions).resolve(recipe, "tiny")
+    with pytest.raises(ValueError, match=message):
+        PoolerConfig(dimensions=dimensions).apply(recipe, "tiny")
+
+
+@pytest.mark.parametrize("overrides", [{"is_matryoshka": True}, {"matryoshka_dimensions": [8, 16]}, _says_so], ids=str)
+def test_matryoshkas_by_override(directory, overrides):
+    recipe = PoolerConfig(dimensions=16).apply(read_recipe(directory, overrides))
+    assert PoolingParams(dimensions=8).resolve(recipe, "tiny").dimensions == 8
+    assert PoolingParams().resolve(recipe, "tiny").dimensions == 16
+
+
+def test_the_instances_dimensions(directory, raw):
+    settings = {"pooler_config": {"dimensions": 16}, "hf_overrides": _says_so, "data_parallel_size": 1}
+    with LLM(directory, **settings) as llm:
+        np.testing.assert_allclose(llm.embed_array(TEXTS), unit(raw[:, :16]), atol=1e-6)
+        own = llm.embed_array(TEXTS, pooling_params=PoolingParams(dimensions=8))
+    np.testing.assert_allclose(own, unit(raw[:, :8]), atol=1e-6)

@@ -11,7 +11,7 @@ from jaxpool.post_processing import longest_first
 from jaxpool.tokens import Encoded, Tokenizer, load_tokenizer
 from tests.tiny import word_pieces
 
-TOKENIZER = Tokenizer(word_pieces(), pad_token="[PAD]")
+TOKENIZER = Tokenizer(word_pieces(), special_tokens={"pad_token": "[PAD]"})
 
 
 def spelt(encoded: Encoded) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from jaxpool.converters import bert, head
+from jaxpool.converters import bert, head, jina
 from jaxpool.converters.export import write_safetensors
 from jaxpool.converters.rules import to_checkpoint
 from jaxpool.heads import Dense
-from jaxpool.models.bert import Config, param_specs
+from jaxpool.models import jina as jina_family
+from jaxpool.models.bert import config_from_hf, param_specs
 from jaxpool.models.post_norm import pooler_specs
 from jaxpool.params import ParamSpec, Tree, flatten, map_leaves
 
@@ -26,6 +28,48 @@ SENTENCES = (
     "query: passage: document: search",
     "naïve café coöperate, 1234567890",
 )
+JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+# As jina-embeddings-v3's published config.json, with sizes that share no factor.
+JINA_CONFIG = {
+    "_name_or_path": "jinaai/jina-embeddings-v3",
+    "architectures": ["XLMRobertaModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA"},
+    "bos_token_id": 0,
+    "classifier_dropout": None,
+    "emb_pooler": None,
+    "eos_token_id": 2,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 36,
+    "initializer_range": 0.02,
+    "intermediate_size": 50,
+    "layer_norm_eps": 1e-05,
+    "load_trained_adapters": True,
+    "lora_adaptations": JINA_TASKS,
+    "lora_alpha": 1,
+    "lora_dropout_p": 0.0,
+    "lora_main_params_trainable": False,
+    "lora_rank": 4,
+    "matryoshka_dimensions": [12, 36],
+    "max_position_embeddings": 66,
+    "model_type": "xlm-roberta",
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "output_past": True,
+    "pad_token_id": 1,
+    "position_embedding_type": "rotary",
+    "rotary_emb_base": 20000.0,
+    "task_instructions": {"retrieval.query": "Represent the query for retrieving evidence documents: "},
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.30.2",
+    "truncate_dim": None,
+    "type_vocab_size": 1,
+    "use_cache": True,
+    "use_flash_attn": True,
+    "use_reg_tokens": False,
+    "vocab_size": 91,
+}
 
 
 def tiny_bert(
@@ -69,46 +113,110 @@ def tiny_bert(
     Returns:
         `directory`.
     """
-    backbone = directory / folder
-    tokenizer = word_pieces()
-    backbone.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(backbone / "tokenizer.json"))
-    _write_json(backbone / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
-    values = {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": mlp,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": positions,
-        "type_vocab_size": 2,
-    }
-    _write_json(backbone / "config.json", values)
-    config = Config(
-        vocab_size=values["vocab_size"],
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        mlp_size=mlp,
-        activation="gelu",
-        epsilon=1e-12,
-        max_length=positions,
-        token_types=2,
-    )
-    specs = param_specs(config) | (pooler_specs(config) if pooler else {})
-    weights = dict(to_checkpoint(flatten(random_weights(specs, dtype, seed)), bert.TABLE))
+    sizes = {"layers": layers, "hidden": hidden, "heads": heads, "mlp": mlp, "positions": positions}
+    weights = _write_bert(directory / folder, sizes, "BertModel", {}, pooler=pooler, dtype=dtype, seed=seed)
     # Older versions of transformers stored these too.
     weights["embeddings.position_ids"] = np.arange(positions, dtype=np.int64)[None]
-    write_safetensors(backbone, "model", ((prefix + key, x) for key, x in weights.items()), max_shard_bytes)
+    keyed = ((prefix + key, x) for key, x in weights.items())
+    write_safetensors(directory / folder, "model", keyed, max_shard_bytes)
     if sentence_transformer:
         _write_modules(directory, folder, pooling, hidden, positions, dense, normalize, dtype)
         settings = {"prompts": prompts or {}, "default_prompt_name": default_prompt, "similarity_fn_name": "cosine"}
         _write_json(directory / "config_sentence_transformers.json", settings)
     return directory
+
+
+def tiny_classifier(directory: Path, *, labels: int = 2, activation: str | None = None, **config: Any) -> Path:
+    """Writes a BertForSequenceClassification: `tiny_bert`'s weights, its pooler, and a classifier.
+
+    Args:
+        directory: where to; made if it is not there.
+        labels: how many classes.
+        activation: torch's class of the last step ("Sigmoid"), as sentence-transformers writes it to config.json.
+        config: more of config.json (`problem_type`).
+
+    Returns:
+        `directory`.
+    """
+    if activation is not None:
+        config["sentence_transformers"] = {"activation_fn": f"torch.nn.modules.activation.{activation}"}
+    config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+    sizes = {"layers": 2, "hidden": 32, "heads": 4, "mlp": 48, "positions": 64}
+    weights = _write_bert(directory, sizes, "BertForSequenceClassification", config)
+    leaves = flatten(random_weights(Dense(sizes["hidden"], labels).param_specs(), seed=1))
+    keyed = [(f"bert.{key}", x) for key, x in weights.items()]
+    keyed += [(key.replace("linear", "classifier"), x) for key, x in to_checkpoint(leaves, head.TABLE)]
+    write_safetensors(directory, "model", keyed)
+    return directory
+
+
+def tiny_jina(directory: Path) -> Path:
+    """Writes a jina-embeddings-v3, whose tokenizer is `word_pieces`; returns `directory`."""
+    tokenizer = word_pieces()
+    changes = {"vocab_size": tokenizer.get_vocab_size(), "num_hidden_layers": 2, "pad_token_id": 0}
+    values = JINA_CONFIG | changes
+    _write_json(directory / "config.json", values)
+    _write_tokenizer(directory, tokenizer)
+    jina_modules(directory)
+    specs = jina_family.param_specs(jina_family.config_from_hf(values))
+    write_safetensors(directory, "model", to_checkpoint(flatten(random_weights(specs)), jina.TABLE))
+    return directory
+
+
+def jina_modules(directory: Path) -> None:
+    """sentence-transformers' files as jina-embeddings-v3 has them: the first module is the checkpoint's own code."""
+    types = ("custom_st.Transformer", "sentence_transformers.models.Pooling", "sentence_transformers.models.Normalize")
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules: list[dict[str, Any]] = [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (kind, path) in enumerate(zip(types, paths, strict=True))
+    ]
+    modules[0]["kwargs"] = ["task"]
+    _write_json(directory / "modules.json", modules)
+    pooling = {"word_embedding_dimension": JINA_CONFIG["hidden_size"], "pooling_mode_mean_tokens": True}
+    _write_json(directory / "1_Pooling" / "config.json", pooling | {"pooling_mode_cls_token": False})
+    prompts = dict.fromkeys(JINA_TASKS, "") | JINA_CONFIG["task_instructions"]
+    settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(directory / "config_sentence_transformers.json", settings)
+
+
+def _write_bert(
+    directory: Path,
+    sizes: Mapping[str, int],
+    architecture: str,
+    more: Mapping[str, Any],
+    *,
+    pooler: bool = True,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Writes tokenizer and config.json; returns the weights under `BertModel`'s keys."""
+    tokenizer = word_pieces()
+    _write_tokenizer(directory, tokenizer)
+    values = {
+        "architectures": [architecture],
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": sizes["hidden"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["mlp"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": sizes["positions"],
+        "type_vocab_size": 2,
+    }
+    _write_json(directory / "config.json", values | dict(more))
+    config = config_from_hf(values)
+    specs = param_specs(config) | (pooler_specs(config) if pooler else {})
+    return dict(to_checkpoint(flatten(random_weights(specs, dtype, seed)), bert.TABLE))
+
+
+def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "pad_token": "[PAD]"}
+    _write_json(directory / "tokenizer_config.json", settings)
 
 
 def _write_modules(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxpool.heads import Dense
 from jaxpool.models.family import Head
 from jaxpool.models.hf_config import INTEGER, OBJECT, ConfigError
+
+# "<extra_0>" in the vocabulary of Qwen 2.5, which ends a step.
+STEP_TAG = 151_651
 
 CLASSIFIER, TOKEN_CLASSIFIER, REWARD = "classification", "token_classification", "reward"
 
@@ -57,17 +61,18 @@ def token_classifier(config: Any, values: Mapping[str, Any]) -> Head:
 
 def reward(config: Any, values: Mapping[str, Any]) -> Head:
     """Qwen2ForRewardModel's: a relu layer and one value for every token, as they are."""
-    return _mlp(config.hidden_size, 1, activation="identity", step=False)
+    return _mlp(config.hidden_size, 1, activation="identity")
 
 
 def process_reward(config: Any, values: Mapping[str, Any]) -> Head:
     """Qwen2ForProcessRewardModel's: two classes a token, of which those at the ends of steps count."""
-    return _mlp(config.hidden_size, 2, activation="softmax", step=True)
+    tag = STEP_TAG if config.vocab_size > STEP_TAG else None
+    return replace(_mlp(config.hidden_size, 2, activation="softmax"), step=True, step_tag_id=tag)
 
 
-def _mlp(width: int, values: int, *, activation: str, step: bool) -> Head:
+def _mlp(width: int, values: int, *, activation: str) -> Head:
     modules = (Dense(width, width, activation="relu"), Dense(width, values, activation="identity"))
-    return Head(REWARD, modules, task="token_classify", activation=activation, step=step)
+    return Head(REWARD, modules, task="token_classify", activation=activation)
 
 
 def value_head(config: Any, values: Mapping[str, Any]) -> Head:

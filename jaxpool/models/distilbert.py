@@ -76,7 +76,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32) + e["position"]["embedding"][batch.positions]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask(batch.segments), config, capture=capture)
+    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
     return Output(x, captured | by_layer)
 
 

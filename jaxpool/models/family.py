@@ -61,6 +61,7 @@ class Head:
         activation: the last step, by its name in `heads.FINAL`; None: what config.json says (`activations.py`).
         pooling: of one answer a text, if not the family's own.
         step: whether of every token's answers only those at a tag are wanted (a process reward model's).
+        step_tag_id: the tag, where it is always the same.
     """
 
     rules: str
@@ -69,6 +70,7 @@ class Head:
     activation: str | None = None
     pooling: str | None = None
     step: bool = False
+    step_tag_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: a static argument of jitted functions

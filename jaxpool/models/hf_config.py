@@ -74,18 +74,19 @@ _HARMLESS = frozenset(
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _name_or_path
     _num_labels adapters add_pooling_layer architectures attention_dropout attention_probs_dropout_prob
     attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    classifier_dropout cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping emb_size
-    encoder_no_repeat_ngram_size eos_token_id eos_token_ids exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label initializer_factor
-    initializer_range is_composition is_matryoshka label2id language layerdrop length_penalty mask_token_id
-    matryoshka_dimensions max_length max_seq_length min_length model_max_length model_parallel model_type name
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_past output_scores pad_token_id prefix problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sbert_ce_default_activation_function
-    sentence_transformers sep_token_id summary_activation summary_first_dropout summary_last_dropout summary_mode
-    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache xla_device
+    classifier_dropout classifier_from_token cls_token_id decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping emb_size encoder_no_repeat_ngram_size eos_token_id eos_token_ids exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
+    initializer_factor initializer_range is_composition is_matryoshka is_original_qwen3_reranker label2id language
+    layerdrop length_penalty mask_token_id matryoshka_dimensions max_length max_seq_length method min_length
+    model_max_length model_parallel model_type name no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id prefix
+    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sbert_ce_default_activation_function sentence_transformers sep_token_id summary_activation summary_first_dropout
+    summary_last_dropout summary_mode summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    use_sep_token xla_device
     """.split()
 )
 
@@ -96,8 +97,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),
-    "quantization_config": (None,),
 }
+
+# Ways of storing weights in fewer bits that are written in capitals.
+_CAPITALS = frozenset("aqlm awq eetq fp8 gptq hqq mxfp4 spqr vptq".split())
 
 
 class ConfigError(ValueError):
@@ -157,6 +160,8 @@ class HFConfig:
 
     def finish(self) -> None:
         """Raises one `ConfigError` that lists all that was not understood."""
+        self._read.add("quantization_config")
+        _refuse_quantised(self._values.get("quantization_config"))
         for name, allowed in _NEUTRAL.items():
             self.only(name, *allowed)
         for name, value in self._values.items():
@@ -172,3 +177,16 @@ class HFConfig:
                 f"config.json (model_type {kind!r}): " + "; ".join(self._problems) + ". A model that may be silently "
                 "wrong does not load; hf_overrides={'its_name': None} drops an attribute that you know to be harmless."
             )
+
+
+def _refuse_quantised(stored: Any) -> None:
+    """Raises a `ConfigError` that names the way in which the weights are quantised, if they are."""
+    if stored is None:
+        return
+    OBJECT.check(stored, "config.json", "quantization_config")
+    unnamed = "bitsandbytes" if any(name.startswith("load_in_") for name in stored) else "a quantised"
+    method = str(stored.get("quant_method") or unnamed)  # older bitsandbytes did not write its name
+    raise ConfigError(
+        f"config.json: the checkpoint is stored in {method.upper() if method in _CAPITALS else method} form "
+        "(`quantization_config`); jaxpool reads float checkpoints: take the one that it was made from"
+    )

@@ -134,7 +134,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
 def _block(batch: Batch, chosen: Array, config: Config, capture: tuple[str, ...]) -> Layer:
     activation = ACTIVATIONS[config.activation]
-    angles, mask = config.rotary.angles(batch), AttentionMask(batch.segments)
+    angles, mask = config.rotary.angles(batch), AttentionMask.of(batch)
 
     def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
         a, m, dtype = p["attention"], p["mlp"], x.dtype

@@ -149,7 +149,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     with jax.named_scope("embeddings"):
         x = layer_norm(e["norm"], e["word"]["embedding"][batch.ids], config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
-    masks = {kind: AttentionMask(batch.segments, window=kind.window) for kind in config.pattern}
+    masks = {kind: AttentionMask.of(batch, window=kind.window) for kind in config.pattern}
     blocks = {kind: _block(Sight(kind.rotary.angles(batch), masks[kind]), config, capture) for kind in masks}
     first, *others = (blocks[kind] for kind in config.pattern)
     x, by_layer = apply_layers((first,), {"0": params["first"]}, x)

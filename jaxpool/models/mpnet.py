@@ -103,7 +103,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     buckets = relative_buckets(batch.ids.shape[1])
     bias = jnp.moveaxis(params["relative"]["embedding"][buckets], -1, 0)[None]
     captured = keep(capture, embeddings=x, bias=bias)
-    mask = AttentionMask(batch.segments)
+    mask = AttentionMask.of(batch)
     x, by_layer = post_norm.blocks(params["layers"], x, mask, config, bias=bias, capture=capture)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))

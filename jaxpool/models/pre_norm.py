@@ -255,7 +255,7 @@ def run(
     captured = keep(capture, embeddings=x)
     angles = {rotary: rotary.angles(batch) for rotary in {kind.rotary: None for kind in config.pattern}}
     layers = [
-        block(Sight(angles[kind.rotary], AttentionMask(batch.segments, config.causal, kind.window)))
+        block(Sight(angles[kind.rotary], AttentionMask.of(batch, causal=config.causal, window=kind.window)))
         for kind in config.pattern
     ]
     x, by_layer = apply_layers(layers, params["layers"], x)

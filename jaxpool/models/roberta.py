@@ -77,7 +77,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = x + e["position"]["embedding"][positions] + e["token_type"]["embedding"][types]
         x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask(batch.segments), config, capture=capture)
+    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)

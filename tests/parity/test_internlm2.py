@@ -75,7 +75,10 @@ def weights(config: Mapping[str, Any], dtype: Any) -> dict[str, np.ndarray]:
     width, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     kv_heads = config["num_key_value_heads"] or heads
     fused = (heads + 2 * kv_heads) * (width // heads)
-    shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (VOCAB, width), "norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_embeddings.weight": (config["vocab_size"], width),
+        "norm.weight": (width,),
+    }
     for i in range(config["num_hidden_layers"]):
         own = {
             "attention.wqkv.weight": (fused, width),

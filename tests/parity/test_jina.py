@@ -27,54 +27,15 @@ from jaxpool.models.hf_config import ConfigError
 from jaxpool.models.jina import FAMILY
 from jaxpool.params import flatten, unflatten, unstack_layers
 from jaxpool.recipe import read_recipe
-from tests.parity.checkpoints import POOLING_FLAGS, assert_close, read_json, write_json
+from tests.parity.checkpoints import assert_close, read_json, write_json
+from tests.tiny import JINA_CONFIG as CONFIG
+from tests.tiny import JINA_TASKS as TASKS
+from tests.tiny import jina_modules
 
 pytestmark = pytest.mark.torch
 
 State = dict[str, torch.Tensor]
 
-TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
-# As the published config.json, with sizes that share no factor.
-CONFIG = {
-    "_name_or_path": "jinaai/jina-embeddings-v3",
-    "architectures": ["XLMRobertaModel"],
-    "attention_probs_dropout_prob": 0.1,
-    "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA"},
-    "bos_token_id": 0,
-    "classifier_dropout": None,
-    "emb_pooler": None,
-    "eos_token_id": 2,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 36,
-    "initializer_range": 0.02,
-    "intermediate_size": 50,
-    "layer_norm_eps": 1e-05,
-    "load_trained_adapters": True,
-    "lora_adaptations": TASKS,
-    "lora_alpha": 1,
-    "lora_dropout_p": 0.0,
-    "lora_main_params_trainable": False,
-    "lora_rank": 4,
-    "matryoshka_dimensions": [12, 36],
-    "max_position_embeddings": 66,
-    "model_type": "xlm-roberta",
-    "num_attention_heads": 3,
-    "num_hidden_layers": 3,
-    "output_past": True,
-    "pad_token_id": 1,
-    "position_embedding_type": "rotary",
-    "rotary_emb_base": 20000.0,
-    "task_instructions": {"retrieval.query": "Represent the query for retrieving evidence documents: "},
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.30.2",
-    "truncate_dim": None,
-    "type_vocab_size": 1,
-    "use_cache": True,
-    "use_flash_attn": True,
-    "use_reg_tokens": False,
-    "vocab_size": 91,
-}
 PLAIN = {name: ... for name in CONFIG if name.startswith(("lora_", "load_", "task_"))}
 # name -> changes of config.json (`...` takes a key out)
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -393,26 +354,9 @@ def test_transformers_own_model_agrees(adapter: int, tmp_path: Path) -> None:
 # The published directory
 
 
-def _write_modules(directory: Path) -> None:
-    """sentence-transformers' files as published: the first module is the checkpoint's own code."""
-    types = ("custom_st.Transformer", "sentence_transformers.models.Pooling", "sentence_transformers.models.Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": kind}
-        for i, (kind, path) in enumerate(zip(types, paths, strict=True))
-    ]
-    modules[0]["kwargs"] = ["task"]
-    write_json(directory / "modules.json", modules)
-    flags = {flag: mode == "mean" for mode, flag in POOLING_FLAGS.items()}
-    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": CONFIG["hidden_size"], **flags})
-    prompts = dict.fromkeys(TASKS, "") | CONFIG["task_instructions"]
-    settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(directory / "config_sentence_transformers.json", settings)
-
-
 def test_the_published_directory_is_understood(tmp_path: Path) -> None:
     _write(tmp_path)
-    _write_modules(tmp_path)
+    jina_modules(tmp_path)
     recipe = read_recipe(tmp_path)
     assert (recipe.family.name, recipe.pooling, recipe.max_length) == (
         "jina",
@@ -424,7 +368,7 @@ def test_the_published_directory_is_understood(tmp_path: Path) -> None:
 
 
 def test_code_of_the_checkpoints_own_is_known_of_this_family_alone(tmp_path: Path) -> None:
-    _write_modules(tmp_path)
+    jina_modules(tmp_path)
     own = ("lora_", "load_", "task_", "use_", "rotary_", "emb_", "truncate_")
     drop = {name: ... for name in CONFIG if name.startswith(own)}
     write_json(tmp_path / "config.json", _config(**drop, position_embedding_type="absolute"))

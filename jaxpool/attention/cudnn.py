@@ -1,0 +1,58 @@
+"""cuDNN's flash attention for NVIDIA GPUs, through `jax.nn`: rows that hold one sequence each, in bfloat16.
+
+Packed rows need segments, which cuDNN takes on Hopper and newer only and JAX does not offer: there einsum stays.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxpool.attention.mask import AttentionMask, Options
+
+Array = jax.Array
+
+# Its kernels need tensor cores for bfloat16, and take wider heads from Hopper (9.0) on.
+OLDEST, HOPPER = (8, 0), (9, 0)
+
+
+def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
+    """Why not, or None."""
+    width, capability = q.shape[-1], _compute_capability()
+    widest = 256 if capability >= HOPPER else 128
+    reasons = {
+        f"dtype is {q.dtype}, and it takes bfloat16": q.dtype != jnp.bfloat16,
+        "rows hold several sequences": mask.lengths is None or mask.lengths.shape[1] > 1,
+        "scores have a bias": bias is not None,
+        "scores have a soft cap": options.soft_cap is not None,
+        "the window reaches to later tokens": mask.window is not None and not mask.causal,
+        f"heads have {width} features, and it takes multiples of 8 up to {widest}": width % 8 > 0 or width > widest,
+        "the GPU is older than NVIDIA's Ampere, or another maker's": capability < OLDEST,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options) -> Array:
+    """`attention` by cuDNN; float32 [R, T, N, H]. Rows behind a sequence's end are zero."""
+    lengths = jnp.maximum(mask.lengths[:, 0], 1)  # a row without a key would be NaN
+    mixed = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=options.scale,
+        is_causal=mask.causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if mask.window is None else (mask.window[0], 0),  # causal: nothing later is seen
+        implementation="cudnn",
+    )
+    return mixed.astype(jnp.float32)
+
+
+def _compute_capability() -> tuple[int, ...]:
+    """NVIDIA's version of the first GPU, or () for none and for other makers' ("gfx90a")."""
+    try:
+        version = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "")
+    except RuntimeError:  # no GPU here: a program compiled for another machine
+        return ()
+    return tuple(map(int, version.split("."))) if version.replace(".", "").isdigit() else ()

@@ -1,0 +1,56 @@
+"""Who sees whom, as structure, and what else changes the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpool.batch import Batch
+
+Array = jax.Array
+
+
+class Options(NamedTuple):
+    """What changes the scores before the mask: see `attention`."""
+
+    scale: float
+    soft_cap: float | None
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may see, as structure: a backend reads the fields, only the plain one builds a matrix.
+
+    Attributes:
+        segments: [R, T] int, 0 for padding; tokens attend within their own segment only.
+        causal: a query sees no later key.
+        window: (left, right): how many earlier and later keys a query sees, or None for all.
+        lengths: [R, M] int, tokens of each sequence, or None if not known. M = 1 says that a row holds one sequence,
+            which is all that some kernels can mask.
+    """
+
+    segments: Array
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    lengths: Array | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, *, causal: bool = False, window: tuple[int, int] | None = None) -> AttentionMask:
+        """The mask of a batch's rows."""
+        return cls(batch.segments, causal, window, batch.lengths)
+
+    def dense(self) -> Array:
+        """The mask as bool [R, 1, T, S]. Row-local: positions may be compared by index, as segments are contiguous."""
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        visible = (query == key) & (query > 0)
+        index = jnp.arange(self.segments.shape[1])
+        ahead = index[None, :] - index[:, None]
+        if self.causal:
+            visible &= ahead <= 0
+        if self.window is not None:
+            left, right = self.window
+            visible &= (ahead >= -left) & (ahead <= right)
+        return visible[:, None]

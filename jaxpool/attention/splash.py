@@ -1,0 +1,93 @@
+"""Splash attention, the TPU's flash kernel: scores stay in the chip's vector memory, masked-out blocks are skipped.
+
+The kernel is Pallas' `splash_attention`, here over packed rows. Causal and windowed masks skip blocks of T × S;
+segments do not, they only mask.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpool.attention.mask import AttentionMask, Options
+from jaxpool.sharding import axis_size, partition
+
+Array = jax.Array
+
+# XLA fuses the scores of shorter rows, where the kernel would pad heads to 128 lanes for little (docs/tpu.md).
+MIN_TOKENS = 512
+# Sides of the kernel's blocks, best first. The row's length must be a multiple of one.
+BLOCKS = (512, 256, 128)
+
+
+def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
+    """Why not, or None."""
+    tokens, shards = q.shape[1], axis_size("heads")
+    reasons = {
+        "scores have a bias": bias is not None,
+        f"rows have {tokens} tokens, and it takes multiples of {BLOCKS[-1]} from {MIN_TOKENS} on": (
+            tokens < MIN_TOKENS or tokens % BLOCKS[-1] > 0
+        ),
+        f"{k.shape[2]} kv heads do not divide over {shards} devices": k.shape[2] % shards > 0,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def attend(
+    q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options, *, interpret: bool = False
+) -> Array:
+    """`attention` by the kernel; float32 [R, T, N, H]. `interpret` runs it as plain JAX, on any platform."""
+    compute = partial(_rows, causal=mask.causal, window=mask.window, options=options, interpret=interpret)
+    if not jax.sharding.get_abstract_mesh().empty:
+        # XLA does not partition Pallas calls by itself: each device runs the kernel on its own rows and heads.
+        queries, keys, rows = (
+            partition(("rows", None, "heads", None)), partition(("rows", None, "kv_heads", None)), partition(("rows",))
+        )  # fmt: skip
+        compute = jax.shard_map(compute, in_specs=(queries, keys, keys, rows), out_specs=queries, check_vma=False)
+    # Products of float32 in a kernel are rounded to bfloat16 too unless told otherwise; bfloat16's own are exact.
+    exact = jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else nullcontext()
+    with exact:
+        return compute(q, k, v, mask.segments).astype(jnp.float32)
+
+
+def _rows(
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array,
+    *,
+    causal: bool,
+    window: tuple[int, int] | None,
+    options: Options,
+    interpret: bool,
+) -> Array:
+    # Imported late: Pallas costs start-up time, which only TPUs get back.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    tokens, heads = q.shape[1:3]
+    block = next(side for side in BLOCKS if tokens % side == 0)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([_static_mask(splash, tokens, causal, window)] * heads),
+        block_sizes=splash.BlockSizes(block_q=block, block_kv=block),
+        attn_logits_soft_cap=options.soft_cap,
+        interpret=interpret,
+    )
+    # The kernel does not scale. Padding is a segment of its own (0), so that its rows see something and stay finite.
+    q = (q.astype(jnp.float32) * options.scale).astype(q.dtype)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [R, N, T, H]
+    mixed = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
+    return jnp.swapaxes(mixed, 1, 2)
+
+
+def _static_mask(splash: Any, tokens: int, causal: bool, window: tuple[int, int] | None) -> Any:
+    """The part of the mask that all rows share; None on a side means no limit."""
+    left, right = window or (None, None)
+    if causal:
+        right = 0
+    if left is None and right is None:
+        return splash.FullMask((tokens, tokens))
+    return splash.LocalMask((tokens, tokens), (left, right), offset=0)

@@ -1,0 +1,67 @@
+"""The notebook: as committed it shows its results, and run again from a fresh kernel it gives the same ones."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from base64 import b64decode
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+RUN = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], 4)
+NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False).execute()
+nbformat.validate(notebook)
+nbformat.write(notebook, sys.argv[2])
+"""
+
+
+def outputs(file):
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def pictures(file):
+    return [b64decode(o["data"]["image/png"]) for o in outputs(file) if "image/png" in o.get("data", {})]
+
+
+def printed(file):
+    return ["".join(output["text"]) for output in outputs(file) if output["output_type"] == "stream"]
+
+
+def test_it_is_committed_with_its_results():
+    assert len(pictures(NOTEBOOK)) == 1
+    assert NOTEBOOK.stat().st_size < 60_000
+    assert not [o for o in outputs(NOTEBOOK) if o["output_type"] == "error" or o.get("name") == "stderr"]
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert not re.search(r'/(home|root|tmp|usr|work|Users)/|File "', text)
+
+
+def test_it_runs(tmp_path):
+    for name in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
+        pytest.importorskip(name)
+    # The kernel is this very interpreter, whatever kernels the user has; nothing is written outside `tmp_path`.
+    kernel = tmp_path / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+    folders = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
+    env = os.environ | dict.fromkeys(folders, str(tmp_path)) | {"HF_HUB_OFFLINE": "1"}
+    before = sorted(EXAMPLES.rglob("*"))
+    done = tmp_path / "done.ipynb"
+    arguments = [sys.executable, "-c", RUN, str(NOTEBOOK), str(done)]
+    run = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (picture,) = pictures(done)
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 60_000
+    words = [re.sub(r"-?\d+\.\d+", "x", text) for text in printed(done)]
+    assert words == [re.sub(r"-?\d+\.\d+", "x", text) for text in printed(NOTEBOOK)]
+    assert sorted(EXAMPLES.rglob("*")) == before

@@ -1,0 +1,70 @@
+"""TPU programs, compiled here without a TPU: what they hold, what they return, which attention they take."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tpu_aot
+
+# BERT's layers at a size that compiles in seconds; heads of 64, as MiniLM's and BERT's kin mostly have.
+CONFIG = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 640,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+}
+CASES = (("v5e:1x1", 128), ("v5e:1x1", 512), ("v5e:2x4", 2048))
+CODE = """
+import json, sys
+from dataclasses import asdict
+from benchmarks import tpu_aot
+tpu_aot.prepare()
+config, cases = json.loads(sys.argv[1])
+recipe = tpu_aot.recipe_of(config)
+print(json.dumps([asdict(tpu_aot.measure("small", recipe, *case, "bfloat16")) for case in cases]))
+"""
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Figures by (topology, tokens). In a process of its own: libtpu stays out of the other tests' JAX."""
+    if reason := tpu_aot.missing():
+        pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES])],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(tpu_aot.__file__).parent.parent,
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_program_compiles(programs, case):
+    found = programs[case]
+    assert not found["error"]
+    assert not found["wrong"]
+    assert not found["collectives"]  # rows are apart: chips have nothing to tell each other
+    assert found["rows"] % found["chips"] == 0
+    # Each chip holds the weights once and its own rows' ids: 2,000 · 256 embeddings and 4 layers in bfloat16.
+    assert 5e6 < found["arguments"] < 8e6
+    assert found["flops"] > found["weight_flops"] > 0
+
+
+def test_short_rows_take_einsum_and_long_ones_the_kernel(programs):
+    assert [programs[case]["kernels"] > 0 for case in CASES] == [False, True, True]
+    assert programs["v5e:1x1", 128]["squares"]
+    assert not programs["v5e:2x4", 2048]["squares"]
