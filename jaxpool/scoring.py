@@ -88,10 +88,8 @@ class PairWriter:
     ) -> None:
         own = None if template is None else read_template(template)
         self._template = own or recipe.template
-        self._settings: dict[str, Any] = {
-            "generation_prompt": recipe.generation_prompt,
-            "special_tokens": special_tokens,
-        }
+        self._generation_prompt = recipe.generation_prompt
+        self._special_tokens = special_tokens
         self._separated = recipe.separated
         if instruction is None and recipe.default_prompt:
             instruction = recipe.prompts[recipe.default_prompt] or None
@@ -111,7 +109,14 @@ class PairWriter:
         return Pair(query, document) if self._separated else query + document
 
     def _render(self, query: str, document: str) -> str:
-        return render_pair(self._template or "", query, document, self._instruction, **self._settings)
+        return render_pair(
+            self._template or "",
+            query,
+            document,
+            self._instruction,
+            generation_prompt=self._generation_prompt,
+            special_tokens=self._special_tokens,
+        )
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_the_longer_text_is_cut(limit: int, side: str | None, expected: str, sec
 
 
 def test_no_second_text_and_no_token_types() -> None:
-    assert spelt(TOKENIZER.encode_pairs([("the fox", "")], 9)[0]) == "[CLS] the fox [SEP]"
+    assert spelt(TOKENIZER.encode_pairs([("the fox", "")], 9)[0]) == "[CLS] the fox [SEP] [SEP]"
     assert Tokenizer(word_pieces(), token_types=False).encode_pairs([("the fox", "a dog")], 9)[0].second == 0
     assert TOKENIZER.encode_pairs([], 9) == []
 

@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from benchmarks.machine import flags
 from benchmarks.roofline import ROWS, rate
 
 PACKAGES = ("torch",)
@@ -17,6 +18,8 @@ PACKAGES = ("torch",)
 
 def load(model: str, dtype: str, threads: int, cache: Path) -> Any:
     """A function from shapes to GFLOP/s."""
+    if dtype == "int8" and not any("vnni" in flag for flag in flags()):
+        raise NotImplementedError("without VNNI torch's int8 product takes a hundred times as long as any other")
     kind = getattr(torch, dtype)
     product = torch._int_mm if dtype == "int8" else torch.mm
 

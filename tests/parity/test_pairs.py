@@ -188,7 +188,7 @@ _WORDS = st.text(st.sampled_from("abefox é東\u0301🙂.\n'1") | st.characters(
 
 
 @settings(max_examples=150, deadline=None)
-@given(first=_WORDS, second=_WORDS, limit=st.integers(4, 60), kind=st.sampled_from(list(KINDS)))
+@given(first=_WORDS, second=_WORDS, limit=st.integers(5, 60), kind=st.sampled_from(list(KINDS)))
 def test_any_text(first: str, second: str, limit: int, kind: str) -> None:
     assert_same(*tokenizers(kind), [(first, second)], [limit])
 
@@ -249,7 +249,7 @@ def test_side_of_a_stored_truncation(stored: str, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "bert"})
     ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     for pair in PAIRS:
-        expected = theirs(text=pair[0], text_pair=pair[1], truncation=True, max_length=9)["input_ids"]
+        expected = theirs(text=[pair[0]], text_pair=[pair[1]], truncation=True, max_length=9)["input_ids"][0]
         assert ours.encode_pairs([pair], 9)[0].ids.tolist() == expected
 
 
