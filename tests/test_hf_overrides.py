@@ -19,7 +19,7 @@ def _update(config):
     return config
 
 
-@pytest.mark.parametrize("overrides", [{"is_matryoshka": True}, _attribute, _update], ids=str)
+@pytest.mark.parametrize("overrides", [{"is_matryoshka": True}, _attribute, _update])
 def test_dict_or_function(overrides):
     before = dict(HF)
     assert override(HF, overrides) == HF | {"is_matryoshka": True}
@@ -39,7 +39,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=str)
+@pytest.mark.parametrize(("overrides", "message"), WRONG)
 def test_wrong_ones(overrides, message):
     with pytest.raises(ValueError, match=message):
         override(HF, overrides)

@@ -199,7 +199,7 @@ MATRYOSHKA = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "dimensions", "message"), MATRYOSHKA, ids=str)
+@pytest.mark.parametrize(("overrides", "dimensions", "message"), MATRYOSHKA)
 def test_matryoshkas_words(directory, overrides, dimensions, message):
     recipe = read_recipe(directory, overrides)
     with pytest.raises(ValueError, match=message):
@@ -208,7 +208,7 @@ def test_matryoshkas_words(directory, overrides, dimensions, message):
         PoolerConfig(dimensions=dimensions).apply(recipe, "tiny")
 
 
-@pytest.mark.parametrize("overrides", [{"is_matryoshka": True}, {"matryoshka_dimensions": [8, 16]}, _says_so], ids=str)
+@pytest.mark.parametrize("overrides", [{"is_matryoshka": True}, {"matryoshka_dimensions": [8, 16]}, _says_so])
 def test_matryoshkas_by_override(directory, overrides):
     recipe = PoolerConfig(dimensions=16).apply(read_recipe(directory, overrides))
     assert PoolingParams(dimensions=8).resolve(recipe, "tiny").dimensions == 8

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import tpu_aot
+from benchmarks import hlo, tpu_aot
+from benchmarks.products import flops
 
 # BERT's layers at a size that compiles in seconds; heads of 64, as MiniLM's and BERT's kin mostly have.
 CONFIG = {
@@ -26,8 +29,11 @@ CASES = (("v5e:1x1", 128), ("v5e:1x1", 512), ("v5e:2x4", 2048))
 CODE = """
 import json, sys
 from dataclasses import asdict
+import jax
 from benchmarks import tpu_aot
 tpu_aot.prepare()
+# 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
+jax.config.update("jax_exec_time_optimization_effort", -1.0)
 config, cases = json.loads(sys.argv[1])
 recipe = tpu_aot.recipe_of(config)
 print(json.dumps([asdict(tpu_aot.measure("small", recipe, *case, "bfloat16")) for case in cases]))
@@ -68,3 +74,24 @@ def test_short_rows_take_einsum_and_long_ones_the_kernel(programs):
     assert [programs[case]["kernels"] > 0 for case in CASES] == [False, True, True]
     assert programs["v5e:1x1", 128]["squares"]
     assert not programs["v5e:2x4", 2048]["squares"]
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def program(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0] @ w[0]
+
+    traced = jax.make_jaxpr(program)(jnp.zeros((3, 5)), jnp.zeros((7, 5, 5)))
+    assert flops(traced.jaxpr) == (7 + 1) * 2 * 3 * 5 * 5
+
+
+def test_reading_a_compiled_program():
+    text = """
+      %copy.1 = bf16[12,3072,768]{1,2,0:T(8,128)(2,1)} copy(%param.3)
+      %copy-start.2 = (bf16[1,12,768,64]{3,2,1,0}, bf16[1,12,768,64]{3,2,1,0}, u32[]) copy-start(%param.4)
+      ROOT %all-reduce.1 = f32[8,64]{1,0} all-reduce(%x), replica_groups={}
+      %scores = f32[8,12,2048,2048]{3,2,1,0} fusion(%q, %k), kind=kOutput
+    """
+    assert hlo.collectives(text) == {"all-reduce": 1}
+    assert hlo.copies(text, [(12, 768, 3072), (12, 768, 64)]) == [(12, 3072, 768), (1, 12, 768, 64)]
+    assert hlo.copies(text, [(12, 768, 3071)]) == []
+    assert hlo.squares(text, 2048) == {(8, 12, 2048, 2048)}

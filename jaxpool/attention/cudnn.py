@@ -34,6 +34,7 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
 
 def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options) -> Array:
     """`attention` by cuDNN; float32 [R, T, N, H]. Rows behind a sequence's end are zero."""
+    assert mask.lengths is not None  # `unsupported` saw to it
     lengths = jnp.maximum(mask.lengths[:, 0], 1)  # a row without a key would be NaN
     mixed = jax.nn.dot_product_attention(
         q,

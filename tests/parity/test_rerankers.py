@@ -248,12 +248,11 @@ def test_by_another_name(kind: str, said: Callable[[], list[str]]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mxbai", "bge"])
-def test_overrides_without_a_name_join_the_texts(kind: str) -> None:
-    """As in vLLM, where the template is the user's affair."""
+def test_overrides_without_a_name_bring_the_prompt(kind: str) -> None:
+    """The tokens of vLLM's overrides say which reranker it is."""
     directory, (_, _, _, answers, overrides) = shared(kind, "model"), KINDS[kind]
-    prompts = [query + document for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
     with engine(directory, hf_overrides=overrides) as llm:
-        assert_close(scores(llm), probability(logits(directory, prompts, answers)))
+        assert_close(scores(llm), expected(directory, kind))
         template = "{{ messages[0].content }} | {{ messages[1].content }}"
         prompts = [f"{query} | {document}" for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
         assert_close(scores(llm, chat_template=template), probability(logits(directory, prompts, answers)))
@@ -261,6 +260,15 @@ def test_overrides_without_a_name_join_the_texts(kind: str) -> None:
                pooling_params=PoolingParams(activation=False))]  # fmt: skip
         values = logits(directory, prompts, answers)
         assert_close(raw, values[:, 1:] - values[:, :1] if kind == "mxbai" else values)
+
+
+def test_overrides_with_other_tokens_join_the_texts() -> None:
+    """As in vLLM, where the template is the user's affair."""
+    directory, (_, _, _, answers, overrides) = shared("mxbai", "model"), KINDS["mxbai"]
+    other = overrides | {"classifier_from_token": overrides["classifier_from_token"][::-1]}
+    prompts = [query + document for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
+    with engine(directory, hf_overrides=other) as llm:
+        assert_close(scores(llm), probability(logits(directory, prompts, answers[::-1])))
 
 
 def test_several_tokens_without_post_processing() -> None:
