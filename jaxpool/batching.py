@@ -65,7 +65,13 @@ class Ladder:
 
 
 def make_ladder(
-    max_length: int, budget: int, *, packed: bool = True, row_multiple: int = 1, packed_row: int = 128
+    max_length: int,
+    budget: int,
+    *,
+    packed: bool = True,
+    row_multiple: int = 1,
+    packed_row: int = 128,
+    lanes: int = MIN_TOKENS,
 ) -> Ladder:
     """The shapes for sequences of up to `max_length` tokens and batches of about `budget` tokens.
 
@@ -75,6 +81,7 @@ def make_ladder(
         packed: several sequences a row, or one.
         row_multiple: rows are a multiple of this (the size of the mesh's data axis).
         packed_row: the shortest row that full packed batches have.
+        lanes: the longest row is a multiple of this, where it is longer than four of them.
     """
 
     def shape(tokens: int, rows: int) -> Shape:
@@ -83,12 +90,12 @@ def make_ladder(
 
     if not packed:
         # Single sequences want steps between the powers of two, if that makes no more shapes than there may be.
-        lengths = _lengths(max_length, halves=True)
+        lengths = _lengths(max_length, True, lanes)
         if len(lengths) > MAX_SHAPES:
-            lengths = _lengths(max_length, halves=False)[-MAX_SHAPES:]
+            lengths = _lengths(max_length, False, lanes)[-MAX_SHAPES:]
         full = {t: shape(t, budget // t) for t in lengths}
         return Ladder(full, dict(full), packed)
-    lengths = _lengths(max_length, halves=False)
+    lengths = _lengths(max_length, False, lanes)
     full = {t: shape(t, budget // t) for t in lengths if t >= min(packed_row, lengths[-1])}
     # Fewer rows for what is left over; where that makes too many shapes, at every second or third length only.
     ladders = (
@@ -98,14 +105,15 @@ def make_ladder(
     return next((ladder for ladder in ladders if len(ladder.shapes) <= MAX_SHAPES), Ladder(full, dict(full), packed))
 
 
-def _lengths(max_length: int, halves: bool) -> list[int]:
-    """Row lengths: powers of two, with `halves` those half-way between, up to `max_length` rounded up to 16."""
+def _lengths(max_length: int, halves: bool, lanes: int) -> list[int]:
+    """Row lengths: powers of two, with `halves` those half-way between, up to `max_length` rounded up."""
     lengths = [MIN_TOKENS]
     while lengths[-1] < max_length:
         step = lengths[-1]
         between = [step + step // 2] if halves and step >= 2 * MIN_TOKENS and step + step // 2 < max_length else []
         lengths += [*between, 2 * step]
-    lengths[-1] = max(MIN_TOKENS, -(-max_length // 16) * 16)
+    multiple = lanes if max_length > 4 * lanes else MIN_TOKENS
+    lengths[-1] = max(MIN_TOKENS, -(-max_length // multiple) * multiple)
     return lengths
 
 

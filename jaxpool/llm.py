@@ -399,7 +399,8 @@ class LLM:
         own = self._own_options(pooling_params)
         result = np.empty((len(parsed), min(own.dimensions, self.recipe.embedding_size)), np.float32)
         for sequence, vector in self._engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
-            result[list(sequence.owners)] = vector
+            for owner in sequence.owners:
+                result[owner] = vector
         return result
 
     def embed_stream(

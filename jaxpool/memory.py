@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxpool.batching import Ladder, make_ladder
+from jaxpool.batching import MIN_TOKENS, Ladder, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import count, nbytes
 from jaxpool.program import param_specs
@@ -18,6 +18,8 @@ from jaxpool.sharding import DATA
 # chips want enough rows to fill their matrix units.
 CPU_BUDGET = 512
 CHIP_BUDGET = 16_384
+# Attention kernels take rows of a multiple of this.
+CHIP_LANES = 128
 
 
 @dataclass(frozen=True)
@@ -90,5 +92,7 @@ def token_budget(recipe: Recipe, dtype: Any, device: Any) -> int:
 def choose_ladder(recipe: Recipe, dtype: Any, mesh: Mesh, *, budget: int | None = None, packed: bool = True) -> Ladder:
     """The shapes of an engine on `mesh`; `budget` tokens a batch, or what `token_budget` gives each of its devices."""
     shards = mesh.shape[DATA]
-    tokens = budget or token_budget(recipe, dtype, mesh.devices.flat[0]) * shards
-    return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards)
+    device = mesh.devices.flat[0]
+    tokens = budget or token_budget(recipe, dtype, device) * shards
+    lanes = MIN_TOKENS if device.platform == "cpu" else CHIP_LANES
+    return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, lanes=lanes)

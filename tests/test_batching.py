@@ -20,6 +20,13 @@ def check(plans, lengths, ladder, missing=()):
             assert sum(lengths[i] for i in used) <= p.shape.tokens
 
 
+def test_the_longest_row_fills_whole_lanes():
+    assert max(make_ladder(8194, 16_384, lanes=128).full) == 8320
+    assert max(make_ladder(514, 16_384, lanes=128).full) == 640
+    assert max(make_ladder(512, 16_384, lanes=128).full) == 512
+    assert max(make_ladder(514, 512).full) == 528
+
+
 ladders = st.builds(
     make_ladder,
     st.sampled_from([16, 40, 256, 512, 2048]),
