@@ -395,7 +395,7 @@ class LLM:
         """
         self._one_vector("embed_array")
         parsed = [] if isinstance(texts, (list, tuple)) and not texts else parse_prompts(texts)
-        reading = self._reading(self._prompt(prompt_name, prompt), -1, None, EMBED)
+        reading = self._cutting(self._prompt(prompt_name, prompt))
         own = self._own_options(pooling_params)
         result = np.empty((len(parsed), min(own.dimensions, self.recipe.embedding_size)), np.float32)
         for sequence, vector in self._engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
@@ -427,7 +427,7 @@ class LLM:
         self._one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):
             raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
-        reading = self._reading(self._prompt(prompt_name, prompt), -1, None, EMBED)
+        reading = self._cutting(self._prompt(prompt_name, prompt))
         own = self._own_options(pooling_params)
         parsed = ((parse_prompt(text, f"texts[{i}]"), own) for i, text in enumerate(texts))
         return self._engine.in_order(EMBED, parsed, reading, use_tqdm)
@@ -530,10 +530,13 @@ class LLM:
 
     def _reading(self, prompt: str, truncate: Any, tokenization: Mapping[str, Any] | None, task: str) -> Reading:
         in_parts = self.recipe.chunked and task not in PER_TOKEN
-        # What embeds everything it is given in parts has nothing to cut, unless a call says where.
-        if in_parts and truncate == -1:
-            truncate = None
         return make_reading(self.recipe, self._engine.tokenizer, prompt, truncate, tokenization, in_parts=in_parts)
+
+    def _cutting(self, prompt: str) -> Reading:
+        """Of the methods that cut what is too long; what is embedded in parts is longer than the model's limit."""
+        if self.recipe.chunked:
+            return replace(self._reading(prompt, None, None, EMBED), cut=True)
+        return self._reading(prompt, -1, None, EMBED)
 
     def _options(self, params: OneOrEach, count: int, task: str) -> list[Options]:
         options = []

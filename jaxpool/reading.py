@@ -168,10 +168,15 @@ class Reader:
         encoded |= dict(zip(pairs, joined, strict=True))
         for prompt in prompts:
             if isinstance(prompt, TypedIds):
-                ids = np.frombuffer(prompt.ids, np.int32)
-                kept = self._tokenizer.cut_ids(ids, reading.longest)
-                encoded[prompt] = Encoded(kept, len(ids), min(prompt.second, len(kept)))
+                encoded[prompt] = self._ids(prompt, reading)
         return encoded
+
+    def _ids(self, prompt: TypedIds, reading: Reading) -> Encoded:
+        ids = np.frombuffer(prompt.ids, np.int32)
+        # The types are cut with the ids: they stand at the end.
+        types = np.arange(len(ids)) >= len(ids) - prompt.second
+        kept, kept_types = (self._tokenizer.cut_ids(x, reading.longest, reading.side) for x in (ids, types))
+        return Encoded(kept, len(ids), int(kept_types.sum()))
 
     def _texts(self, texts: list[str], reading: Reading) -> list[Encoded]:
         return self._tokenizer.encode(
@@ -183,7 +188,7 @@ class Reader:
 
     def _fit(self, prompt: Written, encoded: Encoded, reading: Reading) -> Encoded:
         """Cuts the document, so that what the template puts round it stays whole."""
-        (frame,) = self._texts([prompt.write("")], reading)
+        (frame,) = self._written([prompt.write("")], reading)
         if frame.truncated:
             raise ValueError(
                 f"This model's maximum context length is {reading.limit} tokens, and a query with its prompt alone "

@@ -65,6 +65,15 @@ def test_longer_than_max_embed_len(llm):
             llm.embed(prompt, use_tqdm=False)
 
 
+def test_what_cuts_does_so_at_max_embed_len(llm):
+    cut, longer = llm.stats.truncated, text(LONGEST + 5)
+    whole = llm._engine.tokenizer.encode([longer], 10**6)[0].ids
+    kept = [*whole[: LONGEST - 1].tolist(), int(whole[-1])]
+    np.testing.assert_allclose(llm.embed_array([longer]), llm.embed_array([kept]), atol=1e-6)
+    np.testing.assert_allclose(next(llm.embed_stream([longer])), llm.embed_array([kept])[0], atol=1e-6)
+    assert llm.stats.truncated == cut + 2
+
+
 def test_a_call_may_cut_instead(llm):
     long, cut = text(40), llm.stats.truncated
     (out,) = llm.embed(long, truncate_prompt_tokens=9, use_tqdm=False)

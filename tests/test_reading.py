@@ -137,6 +137,11 @@ def test_token_types(tmp_path):
         (same,), (other,) = (llm.classify(prompt, use_tqdm=False) for prompt in typed)
         assert same.outputs.probs == pytest.approx([score.outputs.score], abs=1e-6)
         assert other.outputs.probs != pytest.approx([score.outputs.score], abs=1e-6)
+        for side, kept in (("right", slice(0, 6)), ("left", slice(-6, None))):
+            cut = {"truncate_prompt_tokens": 6, "truncation_side": side}
+            (by_cutting,) = llm.classify(typed[0], use_tqdm=False, tokenization_kwargs=cut)
+            by_hand = {"prompt_token_ids": pair[kept], "token_type_ids": types[kept]}
+            assert by_cutting.outputs == llm.classify(by_hand, use_tqdm=False)[0].outputs
         for wrong, message in (
             (types[1:], rf"prompts\['token_type_ids'\]: expected {len(pair)} ints, one a token"),
             (types[::-1], "expected zeros, then ones"),

@@ -22,13 +22,17 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None
     """`attention` by einsums; float32 [R, T, N, H]."""
     rows, length, heads, width = q.shape
     kv_heads = k.shape[2]
-    # Grouped queries share their key: letters K for kv heads, G for queries a kv head.
-    q = q.reshape(rows, length, kv_heads, heads // kv_heads, width)
-    scores = einsum("rtkgh,rskh->rkgts", q, k) * options.scale
+    # Heads in front: a CPU takes a third to a half less time over products of whole [T, H] matrices (measured in
+    # docs/performance.md); chips lay them out as they like. Grouped queries share their key: letters K for kv heads,
+    # G for queries a kv head.
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    q = q.reshape(rows, kv_heads, heads // kv_heads, length, width)
+    scores = einsum("rkgth,rksh->rkgts", q, k) * options.scale
     if options.soft_cap is not None:
         scores = jnp.tanh(scores / options.soft_cap) * options.soft_cap
     if bias is not None:
         scores = scores + bias.astype(jnp.float32).reshape(-1, kv_heads, heads // kv_heads, *bias.shape[-2:])
     scores = jnp.where(mask.dense()[:, :, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    return einsum("rkgts,rskh->rtkgh", weights, v).reshape(rows, length, heads, width)
+    mixed = einsum("rkgts,rksh->rkgth", weights, v).reshape(rows, heads, length, width)
+    return jnp.moveaxis(mixed, 1, 2)
