@@ -19,6 +19,7 @@ def split(sequence: Sequence, limit: int) -> list[Sequence]:
         replace(
             sequence,
             ids=sequence.ids[start : start + limit],
+            truncated=sequence.truncated and start == 0,  # counted once
             skip=sequence.skip if start == 0 else 0,
             part=Part(sequence, number, len(starts)),
         )
