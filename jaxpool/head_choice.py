@@ -15,6 +15,7 @@ from jaxpool.log import once
 from jaxpool.models.family import Family, Head
 from jaxpool.models.hf_config import TEXTS, ConfigError
 from jaxpool.tasks import AUTO, CLASSIFY, EMBED, SCORE, SIBLINGS, TOKEN_CLASSIFY
+from jaxpool.tokenizer_files import read_chat_template
 from jaxpool.tokens import load_tokenizer
 
 _DIFFERENCE, _ROWS = "from_2_way_softmax", "no_post_processing"
@@ -108,7 +109,7 @@ def _classifier(task: str, source: Source, reranker: rerankers.Reranker | None) 
     }
     template = reranker.template if reranker else None
     if source.saved.get("messages"):
-        template = load_tokenizer(source.directory).chat_template
+        template = read_chat_template(source.directory)
         if template is None:
             raise ValueError(f"{source.directory}: pairs are put together by a chat template, but there is none")
         fields |= {"chat": True, "generation_prompt": source.saved.get("generation_prompt", False)}

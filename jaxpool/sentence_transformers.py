@@ -227,16 +227,14 @@ def _read_transformer(backbone: Path, limits: Collection[int | None], cross_enco
 def _read_score(directory: Path) -> dict[str, Any]:
     """What stands behind a cross-encoder's transformer: nothing, or the tokens that a language model answers with."""
     file = directory / "modules.json"
-    first, *others = _modules(directory)
-    for entry in (first, *others):
-        _kind(entry, file, {})
-    if not others:
+    modules = _modules(directory)
+    _, *kinds = (_kind(entry, file, {}) for entry in modules)
+    if not kinds:
         return {}
-    kinds = [_kind(entry, file, {}) for entry in others]
     if kinds != ["LogitScore"]:
         raise ValueError(f"{file}: behind a cross-encoder's Transformer stand {kinds}, expected a LogitScore")
     known = {"true_token_id": INDEX, "false_token_id": INDEX, "module_input_name": TEXT}
-    settings = directory / others[0]["path"] / "config.json"
+    settings = directory / modules[1]["path"] / "config.json"
     values = _read_object(settings, known)
     true, false = _need(settings, values, "true_token_id"), values.get("false_token_id")
     return {"score_tokens": ((true,), False) if false is None else ((false, true), True)}

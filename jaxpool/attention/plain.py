@@ -22,7 +22,7 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None
     """`attention` by einsums; float32 [R, T, N, H]."""
     rows, length, heads, width = q.shape
     kv_heads = k.shape[2]
-    # Heads in front: a CPU takes a third to a half less time over products of whole [T, H] matrices (measured in
+    # Heads in front: a CPU takes a quarter to a half less time over products of whole [T, H] matrices (measured in
     # docs/performance.md); chips lay them out as they like. Grouped queries share their key: letters K for kv heads,
     # G for queries a kv head.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))

@@ -23,7 +23,6 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import jaxpool
 from jaxpool import LLM, PoolingParams
-from jaxpool.compile_cache import use_compile_cache
 from jaxpool.convert import to_flax, to_hf
 from jaxpool.heads import FINAL
 from jaxpool.params import flatten
@@ -32,7 +31,7 @@ from tests.parity.checkpoints import SIZES, TEXTS, assert_close, edit_json, rand
 from tests.parity.decoder_tokenizers import write_decoder_tokenizer
 from tests.parity.encoder_tokenizers import write_encoder_tokenizer
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compiled_programs")]
 
 LENGTH = 24
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -173,18 +172,12 @@ def open_llm(directory: Path, task: str = "auto", **arguments: Any) -> LLM:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled once for all tests of this file; torch's threads cost more than they bring at these sizes."""
+def one_torch_thread() -> Iterator[None]:
+    """torch's threads cost more than they bring at these sizes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    use_compile_cache(tmp_path_factory.mktemp("programs"))
     yield
     torch.set_num_threads(threads)
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # One answer a text

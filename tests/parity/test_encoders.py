@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     CamembertConfig,
     CamembertForMaskedLM,
     CamembertModel,
-    CamembertTokenizer,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertModel,
@@ -30,18 +27,14 @@ from transformers import (
     ModernBertForMaskedLM,
     ModernBertModel,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaModel,
-    RobertaTokenizer,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
     XLMRobertaModel,
-    XLMRobertaTokenizer,
 )
 
-from jaxpool.compile_cache import use_compile_cache
 from jaxpool.converters.rules import to_checkpoint
 from jaxpool.models import find_family
 from jaxpool.models.hf_config import ConfigError
@@ -50,7 +43,6 @@ from jaxpool.recipe import read_recipe
 from jaxpool.tokens import load_tokenizer
 from tests.nasty import NASTY
 from tests.parity.checkpoints import (
-    CORPUS,
     HIDDEN,
     SIZES,
     TEXTS,
@@ -59,13 +51,13 @@ from tests.parity.checkpoints import (
     randomise,
     read_json,
     write_sentence_transformer,
-    write_tokenizer,
 )
+from tests.parity.encoder_tokenizers import write_encoder_tokenizer
 from tests.parity.test_backbones import VOCAB, _compare, _load, _run, _sequences
 from tests.parity.test_sentence_transformers import assert_same_vectors
 from tests.parity.test_tokenizer import TELLING, assert_same_ids
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compiled_programs")]
 
 LENGTH = 16
 DISTILBERT_SIZES = {"dim": HIDDEN, "n_heads": 3, "hidden_dim": 50, "n_layers": 3, "max_position_embeddings": 48}
@@ -346,85 +338,13 @@ def test_what_is_not_understood_is_refused(config: Any, named: str) -> None:
 # Tokenizers and whole directories
 
 
-def _byte_level(special: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def _pieces(special: list[str]) -> list[tuple[str, float]]:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-
-
-def _roberta_tokenizer(directory: Path) -> None:
-    state = json.loads(_byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]).to_str())["model"]
-    merges = [tuple(merge) for merge in state["merges"]]
-    RobertaTokenizer(vocab=state["vocab"], merges=merges, model_max_length=LENGTH).save_pretrained(directory)
-
-
-def _xlm_roberta_tokenizer(directory: Path) -> None:
-    vocab = [*_pieces(["<s>", "<pad>", "</s>", "<unk>"]), ("<mask>", 0.0)]
-    XLMRobertaTokenizer(vocab=vocab, model_max_length=LENGTH).save_pretrained(directory)
-
-
-def _camembert_tokenizer(directory: Path) -> None:
-    vocab = _pieces(["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"])
-    CamembertTokenizer(vocab=[*vocab, ("<mask>", 0.0)], model_max_length=LENGTH).save_pretrained(directory)
-
-
-def _distilbert_tokenizer(directory: Path) -> None:
-    write_tokenizer(directory, "bert", tokenizer_class="DistilBertTokenizer", model_max_length=LENGTH)
-
-
-def _modernbert_tokenizer(directory: Path) -> None:
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-               "mask_token": "[MASK]"}  # fmt: skip
-    tokenizer = _byte_level(list(special.values()))
-    tokenizer.normalizer = normalizers.NFC()
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH, **special)
-    whole.save_pretrained(directory)
-
-
-TOKENIZERS: dict[str, Callable[[Path], None]] = {
-    "roberta": _roberta_tokenizer,
-    "xlm-roberta": _xlm_roberta_tokenizer,
-    "camembert": _camembert_tokenizer,
-    "distilbert": _distilbert_tokenizer,
-    "modernbert": _modernbert_tokenizer,
-}
-
-
-@pytest.fixture(scope="module", params=TOKENIZERS)
+@pytest.fixture(scope="module", params=["roberta", "xlm-roberta", "camembert", "distilbert", "modernbert"])
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model directory as transformers writes it."""
     directory = tmp_path_factory.mktemp(request.param)
-    TOKENIZERS[request.param](directory)
+    write_encoder_tokenizer(directory, request.param, model_max_length=LENGTH)
     _build(directory, request.param, vocab_size=load_tokenizer(directory).vocab_size)
     return directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled once for all tests of this file."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    use_compile_cache(tmp_path_factory.mktemp("programs"))
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def test_token_ids_are_transformers(backbone: Path) -> None:

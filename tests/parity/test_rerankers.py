@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,14 +17,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxpool import LLM, PoolingParams
-from jaxpool.compile_cache import use_compile_cache
 from jaxpool.loading import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 from tests.parity.checkpoints import assert_close
 from tests.parity.language_models import make, states, write_words
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compiled_programs")]
 
 QUERIES = ["the quick fox", "what saves nine? 東京", "  lazy dog "]
 DOCUMENTS = ["A stitch in time saves nine", "naïve café\n\nüber <Query>: yes", "the lazy dog jumps " * 6]
@@ -126,18 +124,6 @@ def expected(directory: Path, kind: str, instruction: str | None = None) -> np.n
     _, _, prompt, answers, _ = KINDS[kind]
     prompts = [document.join(prompt(query, instruction)) for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
     return probability(logits(directory, prompts, answers))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled once for all tests of this file."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    use_compile_cache(tmp_path_factory.mktemp("programs"))
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def engine(directory: Path, **how: Any) -> LLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxpool import LLM, PoolerConfig, PoolingParams
 from jaxpool.batch import Inputs
-from jaxpool.compile_cache import use_compile_cache
 from jaxpool.loading import load_to_mesh
 from jaxpool.params import flatten
 from jaxpool.program import make_program, param_specs
@@ -27,7 +26,7 @@ from tests.parity.test_internlm2 import CONFIG as INTERNLM2
 from tests.parity.test_internlm2 import reference as internlm2_reference
 from tests.parity.test_internlm2 import write as write_internlm2
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compiled_programs")]
 
 LENGTH = 64
 STEP, OTHER = "<extra_0>", "<|im_end|>"
@@ -37,18 +36,6 @@ TEXTS = [
     f"{STEP}{STEP} a stitch{OTHER} in time{STEP} saves nine{OTHER}",
     f"seven wizards box with jugs of liquid, seven wizards{OTHER} box{STEP} with",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled once for all tests of this file."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-             "jax_persistent_cache_min_entry_size_bytes")  # fmt: skip
-    before = {name: getattr(jax.config, name) for name in names}
-    use_compile_cache(tmp_path_factory.mktemp("programs"))
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def engine(directory: Path, **how: Any) -> LLM:

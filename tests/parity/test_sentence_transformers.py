@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,6 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Poolin
 from torch import nn
 
 from jaxpool import LLM, read_recipe
-from jaxpool.compile_cache import use_compile_cache
 from jaxpool.reading import Reader
 from tests.parity.checkpoints import (
     HIDDEN,
@@ -34,25 +32,10 @@ from tests.parity.checkpoints import (
     write_sentence_transformer,
 )
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compiled_programs")]
 
 LENGTH = 16
 FORMATS = ["new", "old"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled once for all tests of this file: many differ in their weights alone."""
-    names = [
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    ]
-    before = {name: getattr(jax.config, name) for name in names}
-    use_compile_cache(tmp_path_factory.mktemp("programs"))
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
