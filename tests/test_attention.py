@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from jaxpool import log
-from jaxpool.attention import BACKENDS, AttentionMask, Options, attention, choose, cudnn, plain, splash
+from jaxpool.attention import BACKENDS, AttentionMask, Options, attention, blocked, choose, cudnn, plain, splash
 
 TOKENS = 384  # three blocks of 128: the kernel itself takes shorter rows than are worth its while
 LONG = 512
@@ -59,6 +59,45 @@ def test_splash_computes_what_einsum_does(mask, sizes, options):
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("scores", [2**18, 2**13])
+@pytest.mark.parametrize(
+    ("mask", "sizes", "options"),
+    [
+        ({}, {}, {}),
+        ({"causal": True}, {"heads": 4, "kv_heads": 2, "width": 24}, {"scale": 0.7}),
+        ({"window": (64, 3)}, {"heads": 6, "kv_heads": 2}, {"soft_cap": 0.5}),
+        ({"causal": True, "window": (40, 0)}, {"heads": 2, "kv_heads": 1}, {}),
+        ({"window": (10_000, 10_000)}, {}, {}),
+    ],
+    ids=str,
+)
+def test_blocked_computes_what_einsum_does(mask, sizes, options, scores, platform, monkeypatch):
+    monkeypatch.setattr(blocked, "CPU_SCORES", scores)
+    q, k, v = case(**sizes)
+    mask = AttentionMask(jnp.asarray(segments_of(ROWS)), **mask)
+    options = Options(**{"scale": q.shape[-1] ** -0.5, "soft_cap": None} | options)
+    wanted = plain.attend(q, k, v, mask, None, options)
+    with on(platform, (1, 1)):
+        found = blocked.attend(q, k, v, mask, None, options)
+    assert found.dtype == wanted.dtype == jnp.float32
+    assert np.isfinite(found).all()  # padding too
+    real = np.asarray(mask.segments) > 0
+    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": (64, 64)}], ids=str)
+def test_blocked_writes_out_no_square(mask, platform):
+    def program(q, segments):
+        return attention(q, q, q, AttentionMask(segments, **mask))
+
+    tokens = 2048
+    with on(platform, (1, 1)):
+        traced = jax.make_jaxpr(program)(jnp.zeros((1, tokens, 2, 16)), jnp.zeros((1, tokens), jnp.int32))
+    assert f"{tokens},{tokens}" not in str(traced)
+
+
 def test_splash_in_bfloat16():
     q, k, v = case(dtype=jnp.bfloat16)
     mask, options = AttentionMask(segments_of(ROWS)), Options(0.25, None)
@@ -96,18 +135,20 @@ def pick(backend="auto", *, tokens=LONG, dtype="float32", bias=None, soft_cap=No
 def test_auto_goes_by_the_platform_of_the_mesh(caplog, monkeypatch):
     monkeypatch.setattr(log, "_said", set())
     with caplog.at_level(logging.INFO, "jaxpool"):
-        assert pick() == "einsum"  # no mesh
+        assert pick() == "blocked"  # no mesh
         with on("cpu"):
-            assert pick() == "einsum"
+            assert pick() == "blocked"
+            assert pick(tokens=LONG - 1) == pick(bias=0) == "einsum"
         with on("tpu"):
             assert pick() == pick(tokens=640, dtype="bfloat16", window=(3, 3)) == "splash"
         assert not caplog.messages
         with on("tpu"):
-            assert pick(tokens=384) == pick(tokens=384) == pick(tokens=520) == pick(bias=0) == "einsum"
+            assert pick(tokens=384) == pick(tokens=384) == pick(bias=0) == "einsum"
+            assert pick(tokens=520) == "blocked"
     assert caplog.messages == [
         "attention: einsum, since splash cannot: rows have 384 tokens, and it takes multiples of 128 from 512 on",
-        "attention: einsum, since splash cannot: rows have 520 tokens, and it takes multiples of 128 from 512 on",
         "attention: einsum, since splash cannot: scores have a bias",
+        "attention: blocked, since splash cannot: rows have 520 tokens, and it takes multiples of 128 from 512 on",
     ]
 
 
@@ -115,13 +156,14 @@ def test_cudnn_takes_rows_of_one_sequence(monkeypatch):
     one, several = np.full((1, 1), 300), np.full((1, 8), 30)
     gpu = partial(pick, dtype="bfloat16", lengths=one)
     with on("gpu"):
-        assert gpu() == "einsum"  # no GPU here to ask for its age
+        assert gpu() == "blocked"  # no GPU here to ask for its age
         monkeypatch.setattr(cudnn, "_compute_capability", lambda: (9, 0))
         assert gpu() == gpu(causal=True) == gpu(causal=True, window=(5, 0)) == "cudnn"
-        assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == "einsum"
-        assert gpu(dtype="float32") == gpu(soft_cap=50.0) == gpu(bias=0) == "einsum"
+        assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == "blocked"
+        assert gpu(dtype="float32") == gpu(soft_cap=50.0) == "blocked"
+        assert gpu(bias=0) == "einsum"
         monkeypatch.setattr(cudnn, "_compute_capability", lambda: (7, 5))
-        assert gpu() == "einsum"
+        assert gpu() == "blocked"
 
 
 def test_a_backend_by_name_says_why_not():
@@ -135,7 +177,7 @@ def test_a_backend_by_name_says_why_not():
     with on("gpu"), pytest.raises(ValueError, match="'cudnn' cannot: dtype is float32"):
         pick("cudnn")
     with pytest.raises(
-        ValueError, match=r"'flash' is not known, expected one of \['auto', 'splash', 'cudnn', 'einsum'\]"
+        ValueError, match=r"'flash' is not known, expected one of \['auto', 'splash', 'cudnn', 'blocked', 'einsum'\]"
     ):
         attention(q, k, v, mask, backend="flash")
     assert BACKENDS["einsum"].platform is None

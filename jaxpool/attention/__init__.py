@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxpool.attention import cudnn, plain, splash
+from jaxpool.attention import blocked, cudnn, plain, splash
 from jaxpool.attention.mask import AttentionMask, Options
 from jaxpool.log import once
 
@@ -42,6 +42,7 @@ class Backend(NamedTuple):
 BACKENDS: Mapping[str, Backend] = {
     "splash": Backend(splash.attend, splash.unsupported, "tpu"),
     "cudnn": Backend(cudnn.attend, cudnn.unsupported, "gpu"),
+    "blocked": Backend(blocked.attend, blocked.unsupported),
     "einsum": Backend(plain.attend, plain.unsupported),
 }
 AUTO = "auto"

@@ -43,14 +43,18 @@ class AttentionMask:
         return cls(batch.segments, causal, window, batch.lengths)
 
     def dense(self) -> Array:
-        """The mask as bool [R, 1, T, S]. Row-local: positions may be compared by index, as segments are contiguous."""
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        """The mask as bool [R, T, S]. Row-local: positions may be compared by index, as segments are contiguous."""
+        everywhere = jnp.arange(self.segments.shape[1])
+        return self.visible(everywhere, everywhere)
+
+    def visible(self, queries: Array, keys: Array) -> Array:
+        """The part [R, Q, S] of it for queries and keys at these indices [Q] and [S]."""
+        query, key = self.segments[:, queries, None], self.segments[:, None, keys]
         visible = (query == key) & (query > 0)
-        index = jnp.arange(self.segments.shape[1])
-        ahead = index[None, :] - index[:, None]
+        ahead = keys[None, :] - queries[:, None]
         if self.causal:
             visible &= ahead <= 0
         if self.window is not None:
             left, right = self.window
             visible &= (ahead >= -left) & (ahead <= right)
-        return visible[:, None]
+        return visible

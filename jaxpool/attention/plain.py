@@ -1,4 +1,4 @@
-"""Attention as three products: every case, every platform; the scores [R, N, T, S] are written out in float32."""
+"""Attention as two products around a softmax: every case, every platform; the scores [R, N, T, S] are written out."""
 
 from __future__ import annotations
 
@@ -20,19 +20,42 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
 
 def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None, options: Options) -> Array:
     """`attention` by einsums; float32 [R, T, N, H]."""
+    q, k, v = heads_in_front(q, k, v)
+    added = jnp.where(mask.dense(), 0.0, MASKED)[:, None, None]
+    if bias is not None:
+        added = added + bias.astype(jnp.float32).reshape(-1, *q.shape[1:3], *bias.shape[-2:])
+    return tokens_in_front(softmax_product(q, k, v, added, options))
+
+
+def heads_in_front(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Queries [R, K, G, T, H], and keys and values [R, K, S, H]; G queries share a key.
+
+    A CPU takes a quarter to a half less time over products of whole [T, H] matrices (docs/performance.md); chips lay
+    them out as they like.
+    """
     rows, length, heads, width = q.shape
-    kv_heads = k.shape[2]
-    # Heads in front: a CPU takes a quarter to a half less time over products of whole [T, H] matrices (measured in
-    # docs/performance.md); chips lay them out as they like. Grouped queries share their key: letters K for kv heads,
-    # G for queries a kv head.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    q = q.reshape(rows, kv_heads, heads // kv_heads, length, width)
-    scores = einsum("rkgth,rksh->rkgts", q, k) * options.scale
+    return q.reshape(rows, k.shape[1], heads // k.shape[1], length, width), k, v
+
+
+def tokens_in_front(mixed: Array) -> Array:
+    """[R, K, G, T, H] -> [R, T, N, H]."""
+    rows, _, _, length, width = mixed.shape
+    return jnp.moveaxis(mixed.reshape(rows, -1, length, width), 1, 2)
+
+
+def softmax_product(q: Array, k: Array, v: Array, added: Array, options: Options) -> Array:
+    """softmax(scale · q·k + added)·v over the last axes, float32 [..., G, T, H].
+
+    Args:
+        q: [..., G, T, H].
+        k, v: [..., S, H].
+        added: to the scores [..., G, T, S]: the mask and the bias.
+    """
+    scores = einsum("...gth,...sh->...gts", q, k) * options.scale
     if options.soft_cap is not None:
         scores = jnp.tanh(scores / options.soft_cap) * options.soft_cap
-    if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(-1, kv_heads, heads // kv_heads, *bias.shape[-2:])
-    scores = jnp.where(mask.dense()[:, :, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    mixed = einsum("rkgts,rksh->rkgth", weights, v).reshape(rows, heads, length, width)
-    return jnp.moveaxis(mixed, 1, 2)
+    scores = scores + added
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    # Divided behind the product: H numbers a query instead of S.
+    return einsum("...gts,...sh->...gth", weights, v) / weights.sum(-1, keepdims=True)
