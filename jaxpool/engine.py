@@ -16,7 +16,7 @@ from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
 from jaxpool.loading import load_to_mesh
-from jaxpool.program import make_program, param_specs
+from jaxpool.program import device_specs, make_program
 from jaxpool.progress import Progress, UseTqdm
 from jaxpool.reading import Reader, Reading, Request
 from jaxpool.recipe import Recipe
@@ -47,7 +47,7 @@ class Engine:
         self.meshes = meshes
         self.stats = Stats()
         programs = {task: make_program(recipe, task) for task in recipe.tasks}
-        params, specs = load_to_mesh(recipe, meshes[0], dtype), param_specs(recipe)
+        params, specs = load_to_mesh(recipe, meshes[0], dtype), device_specs(recipe)
         replicas = []
         for mesh in meshes:
             shardings = jax.tree.map(lambda spec, mesh=mesh: param_sharding(spec, mesh), specs)

@@ -13,16 +13,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.params import Tree
+from jaxpool.quantization import QuantArray
 
 Array = jax.Array
 
 
-def einsum(equation: str, x: Array, y: Array, dtype: Any = None) -> Array:
+def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) -> Array:
     """`jnp.einsum` in the compute dtype (default: that of `y`, the weights) with a float32 result.
+
+    A quantised kernel computes by itself.
 
     `preferred_element_type=float32` is the right arithmetic for the MXU and tensor cores, and on CPU it is what
     keeps a bf16 product in the bf16 unit instead of a conversion to float32.
     """
+    if isinstance(y, QuantArray):
+        return y.product(equation, x)
     dtype = jnp.dtype(dtype or y.dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return jnp.einsum(
@@ -104,18 +109,21 @@ def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Arra
         return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x)
     depth, period = jax.tree.leaves(layers)[0].shape[0], len(pattern)
     repeats = depth // period
-    whole = jax.tree.map(lambda leaf: leaf[: repeats * period].reshape(repeats, period, *leaf.shape[1:]), layers)
 
-    def group(x: Array, params: Tree) -> tuple[Array, dict[str, Array]]:
-        return _in_turn(pattern, [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(period)], x)
+    # Layers are taken from the stack by number: stacks cut or reshaped into repeats would be copied on every call.
+    def group(x: Array, first: Array) -> tuple[Array, dict[str, Array]]:
+        return _in_turn(pattern, [_layer(layers, first + i) for i in range(period)], x)
 
-    x, captured = jax.lax.scan(group, x, whole)
+    x, captured = jax.lax.scan(group, x, jnp.arange(repeats) * period)
     captured = jax.tree.map(lambda leaf: leaf.reshape(repeats * period, *leaf.shape[2:]), captured)
     if depth == repeats * period:
         return x, captured
-    rest = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(repeats * period, depth)]
-    x, last = _in_turn(pattern, rest, x)
+    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), captured, last)
+
+
+def _layer(layers: Tree, number: int | Array) -> Tree:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), layers)
 
 
 def _in_turn(pattern: Sequence[Layer], layers: Sequence[Tree], x: Array) -> tuple[Array, dict[str, Array]]:

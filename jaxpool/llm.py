@@ -27,6 +27,7 @@ from jaxpool.pooler_config import PoolerConfig
 from jaxpool.pooling_params import Options, PoolingParams, spread
 from jaxpool.progress import UseTqdm
 from jaxpool.prompts import Parsed, parse_prompt, parse_prompts, parse_text
+from jaxpool.quantization import check_kind
 from jaxpool.reading import Reading, check_truncation, make_reading
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Stats
@@ -56,6 +57,8 @@ class LLM:
         runner, convert: vLLM's newer way to say it: runner="pooling", convert="embed", "classify" or "reward".
         tokenizer: a directory or name to take the tokenizer from, if not the model's.
         dtype: "float32", "bfloat16", or "auto": float32 on CPU, bfloat16 on TPU and GPU.
+        quantization: "int8": products of 8-bit weights and activations (W8A8); "int8_weight_only": of 8-bit weights,
+            for memory; None: as the checkpoint has them. See `quantization`.
         max_model_len: most tokens of a text, at most what the checkpoint allows.
         revision: branch, tag or commit on the hub.
         hf_token: for gated models.
@@ -88,6 +91,7 @@ class LLM:
         convert: str = "auto",
         tokenizer: str | os.PathLike[str] | None = None,
         dtype: str = "auto",
+        quantization: str | None = None,
         max_model_len: int | None = None,
         revision: str | None = None,
         hf_token: str | None = None,
@@ -122,6 +126,7 @@ class LLM:
         self.model = os.fspath(model)
         recipe = pooling.apply(read_recipe(directory, hf_overrides, asked), self.model)
         recipe = _with_template(_with_length(recipe, max_model_len), chat_template)
+        recipe = replace(recipe, quantization=check_kind(quantization))
         tokenizer_directory = hub.resolve_tokenizer(tokenizer, hf_token) if tokenizer else recipe.backbone_directory
         read_tokens = load_tokenizer(tokenizer_directory, lower_case=recipe.lower_case)
         if read_tokens.vocab_size > recipe.config.vocab_size:

@@ -16,10 +16,12 @@ from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
 from jaxpool.converters.rules import Binding, Index, Leaf, Rule, Table, TokenRows, bind, identity_table, skip
 from jaxpool.params import ParamSpec, Tree, flatten, unflatten
-from jaxpool.program import param_specs
+from jaxpool.program import device_specs, param_specs
+from jaxpool.quantization import QuantArray, quantise
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import param_sharding
 
+Read = Callable[[Index], np.ndarray]
 Place = Callable[[str, Leaf, Callable[[Index | None], np.ndarray]], Any]
 
 
@@ -132,22 +134,53 @@ def load(recipe: Recipe, place: Place, *, exact: bool = False, extras: bool = Fa
 
 
 def load_to_mesh(recipe: Recipe, mesh: Mesh, dtype: Any, *, extras: bool = False) -> Tree:
-    """The parameters on a mesh in the compute dtype (heads in float32), each device reading its own part only."""
+    """The parameters on a mesh in the compute dtype (heads in float32), each device reading its own part only.
 
-    def place(path: str, leaf: Leaf, read: Callable[[Index | None], np.ndarray]) -> jax.Array:
-        target = leaf.spec.dtype_or(dtype)
-        pieces: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
+    Kernels that the recipe quantises are quantised on the way, a layer at a time.
+    """
+    specs = flatten(device_specs(recipe))
 
-        def part(index: Index | None) -> np.ndarray:
-            index = index or ()
-            key = tuple((s.start, s.stop) for s in index)
-            if key not in pieces:
-                pieces[key] = np.asarray(read(index)).astype(target, copy=False)
-            return pieces[key]
-
-        return jax.make_array_from_callback(leaf.spec.shape, param_sharding(leaf.spec, mesh), part)
+    def place(path: str, leaf: Leaf, read: Read) -> jax.Array | QuantArray:
+        spec = specs.get(path, leaf.spec)
+        if isinstance(spec, QuantArray):
+            return _quantised(spec, mesh, read)
+        target = spec.dtype_or(dtype)
+        return _on_mesh(spec, mesh, lambda index: np.asarray(read(index)).astype(target, copy=False))
 
     return load(recipe, place, extras=extras)
+
+
+def _on_mesh(spec: ParamSpec, mesh: Mesh, read: Read) -> jax.Array:
+    pieces: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
+
+    def part(index: Index | None) -> np.ndarray:
+        index = index or ()
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in pieces:
+            pieces[key] = read(index)
+        return pieces[key]
+
+    return jax.make_array_from_callback(spec.shape, param_sharding(spec, mesh), part)
+
+
+def _quantised(spec: QuantArray, mesh: Mesh, read: Read) -> QuantArray:
+    """Values and scales [layers, …]. A scale needs all inputs of its channel, also where they lie on other devices."""
+    inputs = spec.values.inputs
+    all_inputs = (slice(None),) * inputs
+
+    def layers(which: slice, outputs: Index) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for layer in range(*which.indices(spec.values.shape[0])):
+            kernel = read((slice(layer, layer + 1), *all_inputs, *outputs))[0]
+            yield quantise(kernel, inputs, rotated=spec.activations)
+
+    def values(index: Index) -> np.ndarray:
+        which, own, outputs = index[0], index[1 : 1 + inputs], index[1 + inputs :]
+        return np.stack([values[own] for values, _ in layers(which, outputs)])
+
+    def scale(index: Index) -> np.ndarray:
+        return np.stack([scale for _, scale in layers(index[0], index[1:])])
+
+    return QuantArray(_on_mesh(spec.values, mesh, values), _on_mesh(spec.scale, mesh, scale), spec.activations)
 
 
 def load_stored(recipe: Recipe) -> Tree:

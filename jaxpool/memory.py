@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxpool.batching import MIN_TOKENS, Ladder, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import count, nbytes
-from jaxpool.program import param_specs
+from jaxpool.program import device_specs, param_specs
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA
 
@@ -60,10 +60,12 @@ def mebibytes(size: int) -> str:
 
 def memory_plan(recipe: Recipe, dtype: Any, ladder: Ladder) -> MemoryPlan:
     """What one replica holds for a recipe, without loading anything."""
-    specs = param_specs(recipe)
     largest = max(ladder.shapes, key=lambda s: (s.area * s.tokens, s.area))
     return MemoryPlan(
-        count(specs), nbytes(specs, dtype), _activations(recipe, largest.area, largest.tokens), largest.area
+        count(param_specs(recipe)),
+        nbytes(device_specs(recipe), dtype),
+        _activations(recipe, largest.area, largest.tokens),
+        largest.area,
     )
 
 
@@ -80,7 +82,7 @@ def token_budget(recipe: Recipe, dtype: Any, device: Any) -> int:
     memory = device.memory_stats() or {}
     if "bytes_limit" not in memory:
         return CHIP_BUDGET
-    free = memory["bytes_limit"] - memory.get("bytes_in_use", 0) - nbytes(param_specs(recipe), dtype)
+    free = memory["bytes_limit"] - memory.get("bytes_in_use", 0) - nbytes(device_specs(recipe), dtype)
     budget = CHIP_BUDGET
     while budget > recipe.max_length and _activations(recipe, budget, recipe.max_length) > free // 2:
         budget //= 2

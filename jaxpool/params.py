@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -30,12 +31,14 @@ class ParamSpec:
             or None for a dimension that is never sharded. `sharding.RULES` maps them to mesh axes.
         dtype: a fixed dtype (heads and poolers stay float32), or None for the model's own.
         init: how `random_params` fills it: "normal", "zeros" or "ones".
+        inputs: of a kernel, how many of its axes (behind `layers`) a product sums over; 0 for what is no kernel.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     dtype: str | None = None
     init: str = "normal"
+    inputs: int = 0
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -51,7 +54,7 @@ def linear(
 ) -> Tree:
     """Declares a dense layer: `kernel` [*inputs, *outputs] and, unless `bias=False`, `bias` [*outputs]."""
     shape = (*inputs.values(), *outputs.values())
-    specs: Tree = {"kernel": ParamSpec(shape, (*inputs, *outputs), dtype)}
+    specs: Tree = {"kernel": ParamSpec(shape, (*inputs, *outputs), dtype, inputs=len(inputs))}
     if bias:
         specs["bias"] = ParamSpec(tuple(outputs.values()), tuple(outputs), dtype, "zeros")
     return specs
@@ -72,12 +75,12 @@ def embedding(rows: int, features: int, axis: str | None = None) -> Tree:
 
 def stack(layer: Tree, count: int) -> Tree:
     """Declares `count` equal layers stored stacked: every leaf gains a leading `layers` axis."""
-    return map_leaves(lambda s: ParamSpec((count, *s.shape), ("layers", *s.axes), s.dtype, s.init), layer)
+    return map_leaves(lambda s: replace(s, shape=(count, *s.shape), axes=("layers", *s.axes)), layer)
 
 
 def map_leaves(fn: Callable[[Any], Any], tree: Tree) -> Tree:
-    """Applies `fn` to every leaf of a nested dict."""
-    return {k: map_leaves(fn, v) if isinstance(v, dict) else fn(v) for k, v in tree.items()}
+    """Applies `fn` to every leaf, those of quantised kernels included."""
+    return jax.tree.map(fn, tree)
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -118,17 +121,15 @@ def random_params(specs: Tree, dtype: Any = "float32", seed: int = 0, scale: flo
 
 def count(specs: Tree) -> int:
     """Number of parameters."""
-    return sum(math.prod(s.shape) for s in flatten(specs).values())
+    return sum(math.prod(s.shape) for s in jax.tree.leaves(specs))
 
 
 def nbytes(specs: Tree, dtype: Any) -> int:
     """Bytes that the parameters take in `dtype`."""
-    return sum(math.prod(s.shape) * s.dtype_or(dtype).itemsize for s in flatten(specs).values())
+    return sum(math.prod(s.shape) * s.dtype_or(dtype).itemsize for s in jax.tree.leaves(specs))
 
 
 def unstack_layers(params: Tree) -> Tree:
     """Stacked `layers` (leading axis) -> a dict of "0" … "L-1": what `layers.apply_layers` also takes."""
-    layers = flatten(params["layers"])
-    depth = next(iter(layers.values())).shape[0]
-    split = {str(i): unflatten({path: leaf[i] for path, leaf in layers.items()}) for i in range(depth)}
-    return {**params, "layers": split}
+    depth = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": {str(i): map_leaves(itemgetter(i), params["layers"]) for i in range(depth)}}

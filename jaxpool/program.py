@@ -9,19 +9,26 @@ from jaxpool.batch import Inputs, by_token, unfold
 from jaxpool.heads import FINAL, apply_chain, chain_specs
 from jaxpool.params import Tree
 from jaxpool.poolers import pool
+from jaxpool.quantization import quantised_specs
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Program
 from jaxpool.tasks import EMBED, PER_TOKEN, TOKEN_EMBED
 
 
 def param_specs(recipe: Recipe) -> Tree:
-    """All parameters of a recipe: `backbone`, and `tokens` and `head` where the recipe has such modules."""
+    """All parameters as a checkpoint has them: `backbone`, and `tokens` and `head` where there are such modules."""
     parts = {
         "backbone": recipe.family.param_specs(recipe.config),
         "tokens": chain_specs(recipe.token_modules),
         "head": chain_specs(recipe.modules),
     }
     return {name: specs for name, specs in parts.items() if specs}
+
+
+def device_specs(recipe: Recipe) -> Tree:
+    """`param_specs` as a program takes them: with the backbone's kernels quantised, where the recipe says so."""
+    specs = param_specs(recipe)
+    return specs | {"backbone": quantised_specs(specs["backbone"], recipe.quantization)}
 
 
 def make_program(recipe: Recipe, task: str) -> Program:

@@ -54,6 +54,7 @@ class Recipe:
         prompts: named texts to put in front; `default_prompt` names the one used unasked.
         dimensions: entries to keep before normalising, if a request does not say; None for all.
         truncate_dim: keep the first entries of the finished vector (not normalised again).
+        quantization: how the layers' kernels are held: a name of `quantization.KINDS`, or None for as they are.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         source: "sentence-transformers" or "defaults", for the reader of the recipe.
         module_folders: where each module's files lie, by its path among the parameters ("tokens/0", "head/1").
@@ -87,6 +88,7 @@ class Recipe:
     default_prompt: str | None = None
     dimensions: int | None = None
     truncate_dim: int | None = None
+    quantization: str | None = None
     similarity: str = "cosine"
     source: str = "defaults"
     module_folders: Mapping[str, str] = field(default_factory=dict)

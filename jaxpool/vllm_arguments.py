@@ -23,7 +23,7 @@ _CHANGES = frozenset(
     """
     enable_lora enable_prompt_embeds enable_prompt_adapter guided_decoding_backend hf_config_path
     io_processor_plugin limit_mm_per_prompt logits_processors max_lora_rank mm_processor_kwargs model_impl
-    quantization rope_scaling rope_theta skip_tokenizer_init speculative_config tokenizer_revision
+    rope_scaling rope_theta skip_tokenizer_init speculative_config tokenizer_revision
     """.split()
 )
 _CHOICES: Mapping[str, tuple[str, ...]] = {

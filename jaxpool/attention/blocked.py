@@ -49,20 +49,19 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, option
         first = jnp.clip(start - _left(mask, length), 0, end - reach)
         added = jnp.where(mask.visible(start + jnp.arange(block), first + jnp.arange(reach)), 0.0, MASKED)
         own = jax.lax.dynamic_slice_in_dim(q, start, block, axis=-2)
-        seen = [jax.lax.dynamic_slice_in_dim(x, first, reach, axis=-2) for x in (k, v)]
+        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, reach, axis=-2) for x in (k, v))
         if not alone:
-            return softmax_product(own, *seen, added[:, None, None], options)
+            return softmax_product(own, keys, values, added[:, None, None], options)
         rows, heads = k.shape[:2]
-        pairs = [x.reshape(rows * heads, *x.shape[2:]) for x in (own, *seen)]
+        pairs = [x.reshape(rows * heads, *x.shape[2:]) for x in (own, keys, values)]
         of_row = jnp.repeat(jnp.arange(rows), heads)
-        mixed = jax.lax.map(lambda x: softmax_product(*x[:3], added[x[3]], options), (*pairs, of_row))
+        mixed = jax.lax.map(lambda x: softmax_product(x[0], x[1], x[2], added[x[3]], options), (*pairs, of_row))
         return mixed.reshape(rows, heads, *mixed.shape[1:])
 
     # Under a causal mask, blocks of the row's first quarter need its first quarter of keys only, and so on.
     ends = _ends(length, block) if mask.causal and mask.window is None else [length]
     bands = [
-        jax.lax.map(partial(of_block, end=end), jnp.arange(start, end, block))
-        for start, end in pairwise((0, *ends))
+        jax.lax.map(partial(of_block, end=end), jnp.arange(start, end, block)) for start, end in pairwise((0, *ends))
     ]  # each [blocks, R, K, G, block, H]
     return tokens_in_front(jnp.moveaxis(jnp.concatenate(bands), 0, 3).reshape(q.shape))
 
