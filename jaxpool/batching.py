@@ -16,6 +16,8 @@ import numpy as np
 MIN_TOKENS = 16
 # Each shape is a program to compile for every task of an instance.
 MAX_SHAPES = 12
+# What a token costs in a small batch, of one in a full one (docs/performance.md).
+SMALL_COST = 1.25
 
 
 @dataclass(frozen=True, order=True)
@@ -184,6 +186,44 @@ def _leftover(rows: list[list[int]], shape: Shape, lengths: Sequence[int], ladde
     if len(batches) > 1 and 2 * sum(s.area for s, _ in batches) > shape.area:
         return [_plan(shape, rows)]
     return [_plan(s if s.places >= max(map(len, r)) else shape, r) for s, r in batches]
+
+
+def balance(plans: Sequence[Plan], lengths: Sequence[int], ladder: Ladder, streams: int) -> list[Plan]:
+    """The last plans of a call, some of the full ones cut into small ones, so that no stream waits long for another.
+
+    Args:
+        plans: in the order in which they will be run, each by the stream that falls free first.
+        lengths: as `plan` takes them.
+        ladder: the shapes to use.
+        streams: how many run at once.
+    """
+    cuts = [list(plans)]
+    for _ in range(streams if streams > 1 else 0):
+        whole = cuts[-1]
+        at = next((i for i in range(len(whole) - 1, -1, -1) if _pieces(whole[i], lengths, ladder)), None)
+        if at is None:
+            break
+        cuts.append([*whole[:at], *whole[at + 1 :], *_pieces(whole[at], lengths, ladder)])
+    return min(cuts, key=lambda plans: _makespan(plans, ladder, streams))
+
+
+def _pieces(plan: Plan, lengths: Sequence[int], ladder: Ladder) -> list[Plan]:
+    """A full batch as small ones; none if the ladder has no smaller ones."""
+    rows = [[int(i) for i in row if i >= 0] for row in plan.members if row[0] >= 0]
+    small = sorted(ladder.small)
+    shapes = [ladder.small[ladder.row_length(sum(lengths[i] for i in row), small)] for row in rows]
+    fits = all(shape.places >= len(row) for shape, row in zip(shapes, rows, strict=True))
+    if not fits or sum(shape.area for shape in shapes) > plan.shape.area or shapes[0].rows > 1 or len(rows) < 2:
+        return []
+    return [_plan(shape, [row]) for shape, row in zip(shapes, rows, strict=True)]
+
+
+def _makespan(plans: Sequence[Plan], ladder: Ladder, streams: int) -> float:
+    ends = [0.0] * streams
+    for p in plans:
+        full = p.shape == ladder.full.get(p.shape.tokens)
+        ends[ends.index(min(ends))] += p.shape.area * (1.0 if full else SMALL_COST)
+    return max(ends)
 
 
 def _plan(shape: Shape, rows: list[list[int]]) -> Plan:

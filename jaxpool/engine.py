@@ -89,7 +89,7 @@ class Engine:
         progress = Progress(use_tqdm, total)
         try:
             with closing(pipeline.ahead(self._tokenising, self._reader.read, work)) as tokenised:
-                answers = pipeline.execute(tokenised, self.runner, task)
+                answers = pipeline.execute(tokenised, self.runner, task, total)
                 if reading.in_parts:
                     answers = merge(answers, normalised=self.recipe.truncate_dim is None)
                 for sequence, rows in answers:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxpool.batch import Sequence
-from jaxpool.batching import Plan, plan
+from jaxpool.batching import Plan, balance, plan
 from jaxpool.runner import Runner
 from jaxpool.tasks import PER_TOKEN
 
@@ -52,20 +52,33 @@ def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[
             future.cancel()
 
 
-def execute(tokenised: Iterable[list[Sequence]], runner: Runner, task: str) -> Iterator[tuple[Sequence, np.ndarray]]:
+def execute(
+    tokenised: Iterable[list[Sequence]], runner: Runner, task: str, total: int | None = None
+) -> Iterator[tuple[Sequence, np.ndarray]]:
     """Runs windows of sequences and yields (sequence, its float32 rows) as batches finish, in no fixed order.
 
     The rows are [C], or for a task that answers for every token [T, C].
 
-    A batch that would go out unfilled waits for the next window, once.
+    A batch that would go out unfilled waits for the next window, once. The last window's batches are balanced over the
+    replicas.
+
+    Args:
+        tokenised: the windows.
+        runner: what runs them.
+        task: of the recipe's.
+        total: how many requests there are in all windows, if that is known: it tells which is the last.
     """
     limit, per_token = 2 * len(runner.replicas) + 1, task in PER_TOKEN
     running: deque[tuple[Plan, list[Sequence], Future[np.ndarray]]] = deque()
     held: list[Sequence] = []
+    seen = 0
 
     def submit(sequences: list[Sequence], flush: list[bool] | None) -> Iterator[tuple[Sequence, np.ndarray]]:
         nonlocal held
-        plans, kept = plan([len(s.ids) for s in sequences], runner.ladder, flush=flush)
+        lengths = [len(s.ids) for s in sequences]
+        plans, kept = plan(lengths, runner.ladder, flush=flush)
+        if flush is None:
+            plans = balance(plans, lengths, runner.ladder, len(runner.replicas))
         held = [sequences[i] for i in kept]
         runner.prepare(task, [batch.shape for batch in plans[1:]])
         for batch in plans:
@@ -76,8 +89,10 @@ def execute(tokenised: Iterable[list[Sequence]], runner: Runner, task: str) -> I
     try:
         for window in tokenised:
             runner.stats.add(truncated=sum(s.truncated * len(s.owners) for s in window))
+            seen += sum(len(s.owners) for s in window)
             waiting = held
-            yield from submit(waiting + window, [True] * len(waiting) + [False] * len(window))
+            last = total is not None and seen >= total
+            yield from submit(waiting + window, None if last else [True] * len(waiting) + [False] * len(window))
         yield from submit(held, None)
         while running:
             yield from _unpack(*running.popleft(), per_token)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpool.batching import Shape, make_ladder, plan
+from jaxpool.batching import Shape, balance, make_ladder, plan
 
 
 def check(plans, lengths, ladder, missing=()):
@@ -44,6 +44,27 @@ def test_everything_is_placed_once(ladder, data):
     plans, held = plan(lengths, ladder)
     assert held == []
     check(plans, lengths, ladder)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ladders, st.integers(1, 5), st.data())
+def test_balanced_plans_hold_the_same(ladder, streams, data):
+    lengths = data.draw(st.lists(st.integers(1, max(ladder.full)), max_size=200))
+    plans, _ = plan(lengths, ladder)
+    balanced = balance(plans, lengths, ladder, streams)
+    check(balanced, lengths, ladder)
+    if streams == 1 or not ladder.packed:
+        assert balanced == plans
+
+
+def test_the_last_batch_is_shared_out():
+    ladder = make_ladder(256, 512)
+    lengths = [128] * 12  # three batches of four rows, for two streams
+    plans, _ = plan(lengths, ladder)
+    assert [p.shape.rows for p in plans] == [4, 4, 4]
+    assert [p.shape.rows for p in balance(plans, lengths, ladder, 2)] == [4, 4, 1, 1, 1, 1]
+    assert balance(plans[:2], lengths, ladder, 2) == plans[:2]
+    assert [p.shape.rows for p in balance(plans[:1], lengths, ladder, 2)] == [1, 1, 1, 1]
 
 
 @settings(max_examples=100, deadline=None)
