@@ -82,12 +82,13 @@ def directory(name: str, cache: Path) -> Path:
     if not folder.exists():
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        _write(part, RANDOM[name])
+        write(part, RANDOM[name])
         part.rename(folder)
     return folder
 
 
-def _write(folder: Path, shape: Shape) -> None:
+def write(folder: Path, shape: Shape) -> None:
+    """A whole model directory of that shape with random weights."""
     config = dict(shape.config)
     leaves = flatten(random_params(shape.family.param_specs(shape.family.config_from_hf(dict(config)))))
     write_safetensors(folder, "model", to_checkpoint(leaves, shape.table))
