@@ -30,8 +30,9 @@ from benchmarks import hlo
 from benchmarks.products import flops
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
+from jaxpool.loading import keeps_stacks
 from jaxpool.memory import CHIP_BUDGET
-from jaxpool.params import abstract, flatten
+from jaxpool.params import abstract, flatten, unstack_specs
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Replica, Stats
@@ -150,7 +151,8 @@ def measure(model: str, recipe: Recipe, topology: str, tokens: int, dtype: str) 
     shape = make_ladder(tokens, max(CHIP_BUDGET, tokens) * chips, row_multiple=chips).full[tokens]
     figures = Figures(model, topology, tokens, shape.rows, chips, dtype)
     specs = param_specs(recipe)
-    params = abstract(specs, dtype, partial(param_sharding, mesh=mesh))
+    taken = specs if keeps_stacks(recipe, mesh) else specs | {"backbone": unstack_specs(specs["backbone"])}
+    params = abstract(taken, dtype, partial(param_sharding, mesh=mesh))
     program = make_program(recipe, recipe.task)
     start = time.process_time()  # of all threads: what else the machine does is not counted
     try:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jaxpool.corpus import command
 from jaxpool.log import logger, set_level
 
 # What a user's arguments and files can cause. Anything else is a bug, and keeps its traceback.
@@ -44,22 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from jaxpool.corpus.job import prepare
-
-    job = prepare(args.input, args.output, args.column)
-
-    from jaxpool.llm import LLM
-
-    with LLM(
-        args.model,
-        revision=args.revision,
-        dtype=args.dtype,
-        max_model_len=args.max_model_len,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        deterministic=args.deterministic,
-        compile_cache=args.compile_cache,
-    ) as llm:
-        print(job.run(llm, prompt_name=args.prompt_name, prompt=args.prompt, progress=args.progress))
+    command.run(args)
     return OK
 
 
@@ -90,13 +76,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_log_level(parser, "warning")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, (summary, run, arguments) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(command=run)
-        command.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hugging Face hub")
-        command.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
-        arguments(command)
+        own = commands.add_parser(name, help=summary, description=summary)
+        own.set_defaults(command=run)
+        own.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hugging Face hub")
+        own.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
+        arguments(own)
         # After the command too; SUPPRESS, or the default here would overwrite what came before the command.
-        _add_log_level(command, argparse.SUPPRESS)
+        _add_log_level(own, argparse.SUPPRESS)
     return parser
 
 
@@ -122,48 +108,8 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "input",
-        metavar="INPUT",
-        type=Path,
-        help="a .txt file (each line is a text), .jsonl (each line is an object) or .parquet",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUTPUT",
-        type=Path,
-        required=True,
-        help="a .npy file (float32 [n, D]) or .parquet (the input's columns and `embedding`); replaced when whole",
-    )
-    parser.add_argument(
-        "--column", metavar="NAME", default="text", help="where the texts are in .jsonl and .parquet (default: text)"
-    )
+    command.add_arguments(parser)
     _add_dtype(parser)
-    parser.add_argument("--max-model-len", metavar="N", type=int, help="cut texts at so many tokens")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt-name", metavar="NAME", help="which of the model's prompts to put before each text")
-    prompt.add_argument("--prompt", metavar="TEXT", help="what to put before each text, instead")
-    parser.add_argument(
-        "--max-num-batched-tokens",
-        metavar="N",
-        type=int,
-        help="tokens of a batch, padding included",
-    )
-    parser.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="a text has the same vector, to the bit, whatever the other texts",
-    )
-    parser.add_argument(
-        "--compile-cache",
-        metavar="DIR",
-        nargs="?",
-        const=True,
-        default=False,
-        help="keep compiled programs for the next run, in DIR or in ~/.cache/jaxpool",
-    )
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +128,7 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 
 # Name -> what it does in a line, what runs it, what adds its arguments.
 COMMANDS: dict[str, Command] = {
-    "embed": ("embed a file of texts", _embed, _embed_arguments),
+    "embed": ("embed files of texts", _embed, _embed_arguments),
     "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
     "convert": ("write a model with its weights as a Flax param tree, or back", _convert, _convert_arguments),
 }

@@ -10,18 +10,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxpool import pipeline
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
-from jaxpool.loading import load_to_mesh
-from jaxpool.program import device_specs, make_program
+from jaxpool.loading import keeps_stacks, load_to_mesh
+from jaxpool.program import make_program
 from jaxpool.progress import Progress, UseTqdm
 from jaxpool.reading import Reader, Reading, Request
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Replica, Runner, Stats
-from jaxpool.sharding import param_sharding
 from jaxpool.tasks import PER_TOKEN
 from jaxpool.tokens import Tokenizer
 
@@ -37,21 +37,31 @@ class Engine:
         meshes: one replica each.
         ladder: the shapes.
         dtype: to compute in.
+        fsdp: whether the data axis shares out the parameters too.
+        by_sequence: whether norms and residuals are split along the sequence over the model axis.
     """
 
     def __init__(
-        self, recipe: Recipe, tokenizer: Tokenizer, meshes: list[jax.sharding.Mesh], ladder: Ladder, dtype: Any
+        self,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        meshes: list[Mesh],
+        ladder: Ladder,
+        dtype: Any,
+        *,
+        fsdp: bool = False,
+        by_sequence: bool = False,
     ) -> None:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.meshes = meshes
         self.stats = Stats()
         programs = {task: make_program(recipe, task) for task in recipe.tasks}
-        params, specs = load_to_mesh(recipe, meshes[0], dtype), device_specs(recipe)
+        params = load_to_mesh(recipe, meshes[0], dtype, fsdp=fsdp, stacked=keeps_stacks(recipe, meshes[0]))
         replicas = []
         for mesh in meshes:
-            shardings = jax.tree.map(lambda spec, mesh=mesh: param_sharding(spec, mesh), specs)
-            replicas.append(Replica(mesh, jax.device_put(params, shardings), programs, self.stats))
+            own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)
+            replicas.append(Replica(mesh, jax.device_put(params, own), programs, self.stats, by_sequence=by_sequence))
         self.runner = Runner(replicas, ladder, self.stats)
         self._reader = Reader(recipe, tokenizer)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")

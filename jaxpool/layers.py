@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxpool.params import Tree
 from jaxpool.quantization import QuantArray
+from jaxpool.sharding import constrain
 
 Array = jax.Array
 
@@ -102,6 +103,8 @@ def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Arra
             layer alternate (local and global attention). `lax.scan` runs over whole repeats, the rest one by one.
         layers: stacked leaves [L, …], or a dict of "0" … "L-1".
 
+    Between layers x [R, T, D] lies as `sharding.RULES` says.
+
     Returns:
         The last x, and each captured value stacked [L, …].
     """
@@ -129,6 +132,7 @@ def _layer(layers: Tree, number: int | Array) -> Tree:
 def _in_turn(pattern: Sequence[Layer], layers: Sequence[Tree], x: Array) -> tuple[Array, dict[str, Array]]:
     captured = []
     for i, params in enumerate(layers):
-        x, values = pattern[i % len(pattern)](x, params)
+        x, values = pattern[i % len(pattern)](constrain(x, ("rows", "tokens", None)), params)
         captured.append(values)
+    x = constrain(x, ("rows", "tokens", None))
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *captured)

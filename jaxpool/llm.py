@@ -65,9 +65,12 @@ class LLM:
         hf_overrides: attributes to put over config.json's, or a function from config to config.
         trust_remote_code: accepted for vLLM's sake; a checkpoint's own code is never run.
         chat_template: of a model that scores pairs: its prompt in jinja, or a file of it, instead of its own.
-        tensor_parallel_size: only 1 so far.
-        data_parallel_size: devices that share each batch's rows. Default: all chips; on CPU one stream a core.
-        mesh: a mesh with a "data" axis, instead.
+        tensor_parallel_size: devices that share each layer's heads and MLP. Default: 1.
+        data_parallel_size: groups of them that share each batch's rows. Default: all chips; on CPU one stream a core.
+        mesh: a mesh with a "data" axis, and a "model" axis to split layers over, instead of the two sizes.
+        fsdp: whether the groups share out the parameters too, gathering each layer's when it runs. Default: if they
+            do not fit otherwise.
+        sequence_parallel: whether norms and residuals are split along the sequence over the devices of a group.
         pooler_config: a `PoolerConfig` or a dict of its fields, over the checkpoint's own.
         override_pooler_config: the older name of `pooler_config`.
         max_num_batched_tokens: tokens of a batch, padding included. Default: by platform and free memory.
@@ -101,6 +104,8 @@ class LLM:
         tensor_parallel_size: int = 1,
         data_parallel_size: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        fsdp: bool | None = None,
+        sequence_parallel: bool = False,
         pooler_config: PoolerConfig | dict[str, Any] | None = None,
         override_pooler_config: PoolerConfig | dict[str, Any] | None = None,
         max_num_batched_tokens: int | None = None,
@@ -109,10 +114,6 @@ class LLM:
         **vllm_arguments: Any,
     ) -> None:
         check_vllm_arguments(vllm_arguments)
-        if tensor_parallel_size != 1:
-            raise ValueError(
-                f"tensor_parallel_size is {tensor_parallel_size}: sharding of weights is not there yet, only 1 works"
-            )
         if pooler_config is not None and override_pooler_config is not None:
             raise ValueError("pooler_config and override_pooler_config are one setting: give only one")
         if max_num_batched_tokens is not None and max_num_batched_tokens < 1:
@@ -139,12 +140,15 @@ class LLM:
                 f"max_model_len is {recipe.max_length}, expected more than the tokenizer's "
                 f"{read_tokens.special_count} special tokens"
             )
-        meshes = replica_meshes(data_parallel_size, mesh)
+        meshes = replica_meshes(data_parallel_size, mesh, tensor_parallel_size)
         self.dtype = resolve_dtype(dtype, meshes[0].devices.flat[0].platform)
+        self._fsdp = memory.needs_fsdp(recipe, self.dtype, meshes[0]) if fsdp is None else fsdp
         ladder = memory.choose_ladder(
-            recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic
+            recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic, fsdp=self._fsdp
         )
-        self._engine = Engine(recipe, read_tokens, meshes, ladder, self.dtype)
+        self._engine = Engine(
+            recipe, read_tokens, meshes, ladder, self.dtype, fsdp=self._fsdp, by_sequence=sequence_parallel
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -458,8 +462,9 @@ class LLM:
         self._engine.runner.warmup([_pooling_task(task, self.recipe) for task in tasks or (self.task,)])
 
     def memory_plan(self) -> memory.MemoryPlan:
-        """What each replica holds: weights and the largest batch's activations."""
-        return memory.memory_plan(self.recipe, self.dtype, self._engine.runner.ladder)
+        """What each device holds: its part of the weights and of the largest batch's activations."""
+        engine = self._engine
+        return memory.memory_plan(self.recipe, self.dtype, engine.runner.ladder, engine.meshes[0], fsdp=self._fsdp)
 
     def close(self) -> None:
         """Ends the engine's threads. Idempotent; later calls raise RuntimeError."""

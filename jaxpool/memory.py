@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxpool.batching import MIN_TOKENS, Ladder, make_ladder
 from jaxpool.log import logger
-from jaxpool.params import count, nbytes
+from jaxpool.params import ParamSpec, count
 from jaxpool.program import device_specs, param_specs
 from jaxpool.recipe import Recipe
-from jaxpool.sharding import DATA
+from jaxpool.sharding import DATA, MODEL, param_partition
 
 # Batches of this many tokens where the platform has not been asked: measured on CPU (docs/performance.md);
 # chips want enough rows to fill their matrix units.
 CPU_BUDGET = 512
 CHIP_BUDGET = 16_384
+# Of a device's memory, at most, before the weights are shared out over the data axis as well.
+WEIGHTS_SHARE = 0.8
+ONE_DEVICE = AbstractMesh((1, 1), (DATA, MODEL))
 # Attention kernels take rows of a multiple of this.
 CHIP_LANES = 128
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each replica.
+    """Bytes on each device.
 
     Attributes:
-        parameters: number of parameters.
-        weights: bytes of the weights.
-        activations: bytes of the largest batch's activations (an estimate from the family's widest stage).
-        batch_tokens: tokens of that batch.
+        parameters: number of parameters of the whole model.
+        weights: bytes of its part of the weights.
+        activations: bytes of its part of the largest batch's activations (an estimate from the family's widest stage).
+        batch_tokens: tokens of that batch, over all devices that share it.
     """
 
     parameters: int
@@ -49,7 +54,7 @@ class MemoryPlan:
             "parameters": f"{self.parameters:,}",
             "weights": mebibytes(self.weights),
             "activations": f"{mebibytes(self.activations)} (estimate, {self.batch_tokens} tokens a batch)",
-            "total": f"{mebibytes(self.total)} a replica",
+            "total": f"{mebibytes(self.total)} a device",
         }
 
 
@@ -58,43 +63,78 @@ def mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def memory_plan(recipe: Recipe, dtype: Any, ladder: Ladder) -> MemoryPlan:
-    """What one replica holds for a recipe, without loading anything."""
+def memory_plan(
+    recipe: Recipe, dtype: Any, ladder: Ladder, mesh: Any = ONE_DEVICE, *, fsdp: bool = False
+) -> MemoryPlan:
+    """What each device holds for a recipe, without loading anything.
+
+    Args:
+        recipe: the model.
+        dtype: the compute dtype.
+        ladder: the shapes.
+        mesh: of one replica; concrete or abstract.
+        fsdp: as `sharding.param_partition`.
+    """
     largest = max(ladder.shapes, key=lambda s: (s.area * s.tokens, s.area))
     return MemoryPlan(
-        count(param_specs(recipe)),
-        nbytes(device_specs(recipe), dtype),
-        _activations(recipe, largest.area, largest.tokens),
-        largest.area,
+        parameters=count(param_specs(recipe)),
+        weights=weight_bytes(recipe, dtype, mesh, fsdp=fsdp),
+        activations=_activations(recipe, largest.area // mesh.shape[DATA], largest.tokens, mesh.shape.get(MODEL, 1)),
+        batch_tokens=largest.area,
     )
 
 
-def _activations(recipe: Recipe, tokens: int, row: int) -> int:
+def weight_bytes(recipe: Recipe, dtype: Any, mesh: Any, *, fsdp: bool = False) -> int:
+    """Bytes of a device's part of the weights. Errors as `sharding.param_partition`."""
+
+    def own(spec: ParamSpec) -> int:
+        split = (axis for axis in param_partition(spec, mesh, fsdp=fsdp) if axis)
+        return math.prod(spec.shape) * spec.dtype_or(dtype).itemsize // math.prod(mesh.shape[axis] for axis in split)
+
+    return sum(own(spec) for spec in jax.tree.leaves(device_specs(recipe)))
+
+
+def _activations(recipe: Recipe, tokens: int, row: int, model_shards: int = 1) -> int:
     heads = getattr(recipe.config, "num_heads", 1)
     # The scores of one layer and their softmax, [R, N, T, T] in float32, beside the widest stage.
-    return tokens * (recipe.config.activation_bytes_per_token + 2 * 4 * heads * row)
+    return tokens * (recipe.config.activation_bytes_per_token + 2 * 4 * heads * row) // model_shards
 
 
-def token_budget(recipe: Recipe, dtype: Any, device: Any) -> int:
+def needs_fsdp(recipe: Recipe, dtype: Any, mesh: Mesh) -> bool:
+    """Whether the weights of a replica fit its devices only if the data axis shares them out; said at INFO."""
+    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None or mesh.shape[DATA] == 1:
+        return False
+    needed = weight_bytes(recipe, dtype, mesh)
+    if needed <= WEIGHTS_SHARE * limit:
+        return False
+    logger.info("the weights, %s, do not fit a device of %s: sharing them out", mebibytes(needed), mebibytes(limit))
+    return True
+
+
+def token_budget(recipe: Recipe, dtype: Any, device: Any, mesh: Any = ONE_DEVICE, *, fsdp: bool = False) -> int:
     """Tokens of a batch on `device`: its default, or what fits in half of the memory that is free there."""
     if device.platform == "cpu":
         return CPU_BUDGET
     memory = device.memory_stats() or {}
     if "bytes_limit" not in memory:
         return CHIP_BUDGET
-    free = memory["bytes_limit"] - memory.get("bytes_in_use", 0) - nbytes(device_specs(recipe), dtype)
+    held = weight_bytes(recipe, dtype, mesh, fsdp=fsdp)
+    free, shards = memory["bytes_limit"] - memory.get("bytes_in_use", 0) - held, mesh.shape.get(MODEL, 1)
     budget = CHIP_BUDGET
-    while budget > recipe.max_length and _activations(recipe, budget, recipe.max_length) > free // 2:
+    while budget > recipe.max_length and _activations(recipe, budget, recipe.max_length, shards) > free // 2:
         budget //= 2
     if budget < CHIP_BUDGET:
         logger.info("batches of %d tokens: %s are free on %s", budget, mebibytes(free), device)
     return budget
 
 
-def choose_ladder(recipe: Recipe, dtype: Any, mesh: Mesh, *, budget: int | None = None, packed: bool = True) -> Ladder:
-    """The shapes of an engine on `mesh`; `budget` tokens a batch, or what `token_budget` gives each of its devices."""
+def choose_ladder(
+    recipe: Recipe, dtype: Any, mesh: Mesh, *, budget: int | None = None, packed: bool = True, fsdp: bool = False
+) -> Ladder:
+    """The shapes of an engine on `mesh`; `budget` tokens a batch, or what `token_budget` gives each of its groups."""
     shards = mesh.shape[DATA]
     device = mesh.devices.flat[0]
-    tokens = budget or token_budget(recipe, dtype, device) * shards
+    tokens = budget or token_budget(recipe, dtype, device, mesh, fsdp=fsdp) * shards
     lanes = MIN_TOKENS if device.platform == "cpu" else CHIP_LANES
     return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, lanes=lanes)

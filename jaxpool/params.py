@@ -124,12 +124,30 @@ def count(specs: Tree) -> int:
     return sum(math.prod(s.shape) for s in jax.tree.leaves(specs))
 
 
-def nbytes(specs: Tree, dtype: Any) -> int:
-    """Bytes that the parameters take in `dtype`."""
-    return sum(math.prod(s.shape) * s.dtype_or(dtype).itemsize for s in jax.tree.leaves(specs))
+def one_layer(spec: ParamSpec) -> ParamSpec:
+    """A stacked parameter's declaration for one layer by itself."""
+    return replace(spec, shape=spec.shape[1:], axes=spec.axes[1:])
+
+
+def stacked_depth(specs: Tree) -> int:
+    """How many layers are stacked under `layers`; 0 if none are."""
+    declared = jax.tree.leaves(specs.get("layers", {}))
+    stacked = declared and all(spec.axes[:1] == ("layers",) for spec in declared)
+    return declared[0].shape[0] if stacked else 0
+
+
+def unstack_specs(specs: Tree) -> Tree:
+    """The declarations of what `unstack_layers` makes of stacked layers."""
+    layers = map_leaves(one_layer, specs["layers"])
+    return {**specs, "layers": dict.fromkeys(map(str, range(stacked_depth(specs))), layers)}
 
 
 def unstack_layers(params: Tree) -> Tree:
-    """Stacked `layers` (leading axis) -> a dict of "0" … "L-1": what `layers.apply_layers` also takes."""
-    depth = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": {str(i): map_leaves(itemgetter(i), params["layers"]) for i in range(depth)}}
+    """Stacked `layers` (leading axis, or a list) -> a dict of "0" … "L-1": what `layers.apply_layers` also takes."""
+
+    def is_list(leaf: Any) -> bool:
+        return isinstance(leaf, list)
+
+    depth = len(jax.tree.leaves(params["layers"], is_leaf=is_list)[0])
+    layers = [jax.tree.map(itemgetter(i), params["layers"], is_leaf=is_list) for i in range(depth)]
+    return {**params, "layers": {str(i): layer for i, layer in enumerate(layers)}}

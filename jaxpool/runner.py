@@ -21,7 +21,7 @@ from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder, Plan, Shape
 from jaxpool.log import logger
 from jaxpool.params import Tree
-from jaxpool.sharding import rows_sharding
+from jaxpool.sharding import rows_sharding, split_sequences
 
 Program = Callable[[Tree, Inputs], jax.Array]
 
@@ -75,10 +75,14 @@ class Replica:
         params: the parameters, on the mesh.
         programs: by task, what to compile.
         stats: where to count.
+        by_sequence: whether norms and residuals are split along the sequence.
     """
 
-    def __init__(self, mesh: Mesh, params: Tree, programs: Mapping[str, Program], stats: Stats) -> None:
+    def __init__(
+        self, mesh: Mesh, params: Tree, programs: Mapping[str, Program], stats: Stats, *, by_sequence: bool = False
+    ) -> None:
         self.mesh = mesh
+        self._by_sequence = by_sequence
         self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
         self._params = params
         self._rows = rows_sharding(mesh)
@@ -106,7 +110,7 @@ class Replica:
     def _compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
         abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), split_sequences(self._by_sequence):
             compiled = self._jitted[task].lower(self._params, inputs).compile()
         self._stats.add(compilations=1)
         return compiled

@@ -1,6 +1,5 @@
 """The examples, each run on a small model and held to numbers worked out another way."""
 
-import json
 import re
 import runpy
 from pathlib import Path
@@ -8,17 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from jaxpool import LLM
-from jaxpool.converters.export import write_safetensors
-from jaxpool.converters.rules import to_checkpoint
 from jaxpool.hub import MINILM
-from jaxpool.loading import family_table
-from jaxpool.params import flatten
-from jaxpool.program import param_specs
-from jaxpool.recipe import read_recipe
-from tests.tiny import random_weights, tiny_bert, word_pieces
+from tests.tiny import tiny_bert, write_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {
@@ -29,43 +22,12 @@ SIZES = {
     "max_position_embeddings": 1024,
 }
 DECODER = SIZES | {"num_key_value_heads": 2, "rms_norm_eps": 1e-6}
-CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 # As Qwen3-Reranker's model card writes it.
 QWEN3 = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {}\n<Query>: {}\n'
     "<Document>: {}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
-
-
-def single_bytes():
-    """A tokenizer of bytes."""
-    tokenizer = Tokenizer(
-        models.BPE({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return tokenizer
-
-
-def write_model(directory, architecture, model_type, tokens=(), **values):
-    """A checkpoint with random weights; which tensors it has follows from its config.json."""
-    directory.mkdir()
-    tokenizer = word_pieces() if model_type == "bert" else single_bytes()
-    tokenizer.add_tokens(list(tokens))
-    tokenizer.save(str(directory / "tokenizer.json"))
-    kind = "BertTokenizer" if model_type == "bert" else "PreTrainedTokenizerFast"
-    config = {"tokenizer_class": kind, "chat_template": CHAT}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    values |= {"architectures": [architecture], "model_type": model_type, "vocab_size": tokenizer.get_vocab_size()}
-    (directory / "config.json").write_text(json.dumps(values))
-    recipe = read_recipe(directory)
-    specs, table = param_specs(recipe), family_table(recipe)
-    if not isinstance(recipe.head_rules, str):
-        del specs["head"]  # it is read from the embeddings
-    rules = table.heads.get(recipe.head_rules, ())
-    weights = flatten(random_weights(specs, seed=3))
-    write_safetensors(directory, "model", to_checkpoint(weights, table.whole("backbone", "head", rules)))
-    return directory
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from jaxpool.converters import bert, head, jina
 from jaxpool.converters.export import write_safetensors
 from jaxpool.converters.rules import to_checkpoint
 from jaxpool.heads import Dense
+from jaxpool.loading import family_table
 from jaxpool.models import jina as jina_family
 from jaxpool.models.bert import config_from_hf, param_specs
 from jaxpool.models.post_norm import pooler_specs
 from jaxpool.params import ParamSpec, Tree, flatten, map_leaves
+from jaxpool.program import param_specs as all_specs
+from jaxpool.recipe import read_recipe
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SENTENCES = (
@@ -28,6 +31,7 @@ SENTENCES = (
     "query: passage: document: search",
     "naïve café coöperate, 1234567890",
 )
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 # As jina-embeddings-v3's published config.json, with sizes that share no factor.
 JINA_CONFIG = {
@@ -178,6 +182,46 @@ def jina_modules(directory: Path) -> None:
     prompts = dict.fromkeys(JINA_TASKS, "") | JINA_CONFIG["task_instructions"]
     settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write_json(directory / "config_sentence_transformers.json", settings)
+
+
+def single_bytes() -> Tokenizer:
+    """A tokenizer of bytes."""
+    tokenizer = Tokenizer(
+        models.BPE({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer
+
+
+def write_model(directory: Path, architecture: str, model_type: str, tokens: Sequence[str] = (), **values: Any) -> Path:
+    """Writes a model of any family with random weights; which tensors it has follows from its config.json.
+
+    Args:
+        directory: where to; must not be there.
+        architecture, model_type: as config.json names them. BERT gets word pieces, others a tokenizer of bytes.
+        tokens: to add to the tokenizer.
+        values: more of config.json.
+
+    Returns:
+        `directory`.
+    """
+    directory.mkdir()
+    tokenizer = word_pieces() if model_type == "bert" else single_bytes()
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    kind = "BertTokenizer" if model_type == "bert" else "PreTrainedTokenizerFast"
+    config = {"tokenizer_class": kind, "chat_template": CHAT}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    values |= {"architectures": [architecture], "model_type": model_type, "vocab_size": tokenizer.get_vocab_size()}
+    (directory / "config.json").write_text(json.dumps(values))
+    recipe = read_recipe(directory)
+    specs, table = all_specs(recipe), family_table(recipe)
+    if not isinstance(recipe.head_rules, str):
+        specs.pop("head", None)  # it is read from the embeddings
+    rules = table.heads.get(recipe.head_rules, ())
+    weights = flatten(random_weights(specs, seed=3))
+    write_safetensors(directory, "model", to_checkpoint(weights, table.whole("backbone", "head", rules)))
+    return directory
 
 
 def _write_bert(

@@ -6,6 +6,7 @@ segments do not, they only mask.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
         f"rows have {tokens} tokens, and it takes multiples of {BLOCKS[-1]} from {MIN_TOKENS} on": (
             tokens < MIN_TOKENS or tokens % BLOCKS[-1] > 0
         ),
-        f"{k.shape[2]} kv heads do not divide over {shards} devices": k.shape[2] % shards > 0,
+        f"{q.shape[2]} heads do not divide over {shards} devices": q.shape[2] % shards > 0,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -41,13 +42,15 @@ def attend(
     q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options, *, interpret: bool = False
 ) -> Array:
     """`attention` by the kernel; float32 [R, T, N, H]. `interpret` runs it as plain JAX, on any platform."""
+    mesh, shards = jax.sharding.get_abstract_mesh(), axis_size("heads")
+    if k.shape[2] % shards:
+        # Fewer kv heads than devices: each device gets a copy of those that its own heads share.
+        k, v = (jnp.repeat(x, math.lcm(k.shape[2], shards) // k.shape[2], axis=2) for x in (k, v))
     compute = partial(_rows, causal=mask.causal, window=mask.window, options=options, interpret=interpret)
-    if not jax.sharding.get_abstract_mesh().empty:
+    if not mesh.empty:
         # XLA does not partition Pallas calls by itself: each device runs the kernel on its own rows and heads.
-        queries, keys, rows = (
-            partition(("rows", None, "heads", None)), partition(("rows", None, "kv_heads", None)), partition(("rows",))
-        )  # fmt: skip
-        compute = jax.shard_map(compute, in_specs=(queries, keys, keys, rows), out_specs=queries, check_vma=False)
+        split, rows = partition(("rows", None, "heads", None), mesh), partition(("rows",), mesh)
+        compute = jax.shard_map(compute, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)
     # Products of float32 in a kernel are rounded to bfloat16 too unless told otherwise; bfloat16's own are exact.
     exact = jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else nullcontext()
     with exact:

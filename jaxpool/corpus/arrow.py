@@ -1,4 +1,4 @@
-"""What jaxpool asks of pyarrow, which is optional: the import, and rows of a .jsonl file as columns."""
+"""What jaxpool asks of pyarrow, which is optional: the import, schemas of several files, rows as columns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def import_pyarrow() -> Any:
-    """The module `pyarrow`, `pyarrow.parquet` loaded.
+def import_pyarrow(what: str = ".parquet files") -> Any:
+    """The module `pyarrow`, `pyarrow.parquet` loaded; `what` is what needs it.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -19,7 +19,7 @@ def import_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(f".parquet files need pyarrow ({error}): pip install 'jaxpool[data]'") from error
+        raise ImportError(f"{what} need pyarrow ({error}): pip install 'jaxpool[data]'") from error
     return pyarrow
 
 
@@ -83,3 +83,63 @@ def record_batch(rows: Sequence[Row], schema: Any) -> Any:
         except (pa.ArrowException, OverflowError, ValueError) as error:
             raise ValueError(f"{field.name!r}: {error}") from error
     return pa.record_batch(columns, schema=schema)
+
+
+def unify(schema: Any, other: Any, name: str) -> Any:
+    """The schema that holds what either holds; a column that one of them lacks is null there.
+
+    Args:
+        schema: a `pyarrow.Schema`, of the files before; None: there are none.
+        other: that of a further file.
+        name: what errors call this file.
+
+    Raises:
+        ValueError: a column is of types that fit no column together; file and column are named.
+    """
+    if schema is None:
+        return other
+    pa = import_pyarrow()
+    for field in other:
+        if schema.names.count(field.name) == 1:
+            both = [pa.schema([("value", kind)]) for kind in (schema.field(field.name).type, field.type)]
+            try:
+                pa.unify_schemas(both, promote_options="permissive")
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"{name}: column {field.name!r} is of type {field.type}, which cannot stand in one column with "
+                    f"the {both[0].field(0).type} of the files before it"
+                ) from error
+    return pa.unify_schemas([schema, other], promote_options="permissive")
+
+
+def conform(batch: Any, schema: Any) -> Any:
+    """A `pyarrow.RecordBatch` with the columns of `schema`: nulls for those that it lacks.
+
+    Raises:
+        ValueError: a value does not fit its column.
+    """
+    if batch.schema.equals(schema):
+        return batch
+    pa = import_pyarrow()
+    columns = []
+    for field in schema:
+        if field.name not in batch.schema.names:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+            continue
+        try:
+            columns.append(batch.column(field.name).cast(field.type))
+        except pa.ArrowException as error:
+            raise ValueError(f"{field.name!r}: {error}") from error
+    return pa.record_batch(columns, schema=schema)
+
+
+def concatenate(batches: Sequence[Any]) -> Any:
+    """Batches of one schema as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return import_pyarrow().Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def take(batch: Any, rows: Sequence[int]) -> Any:
+    """Some rows of a batch."""
+    return batch.take(import_pyarrow().array(rows, "int64"))

@@ -1,41 +1,39 @@
-"""From a file of texts to a file of embeddings, in bounded memory."""
+"""From files of texts to one file of embeddings, in bounded memory."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO
 
-import numpy as np
-
-from jaxpool.corpus.reading import Chunk, Corpus, Survey, open_corpus
+from jaxpool.corpus.chunk import Feed
+from jaxpool.corpus.embedding import Embedder, Stretch
+from jaxpool.corpus.files import Files, FilesSurvey, open_files
+from jaxpool.corpus.report import Report
+from jaxpool.corpus.sources import is_url
 from jaxpool.corpus.writing import EMBEDDING, check_output, keeps_columns, open_output
 
-if TYPE_CHECKING:
-    from jaxpool.llm import LLM
+Inputs = Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Files that have been looked at and found fit. Attributes: as `prepare` takes them, and what it found."""
+    """Files that have been looked at and found fit. Attributes: what `prepare` found, and the output."""
 
-    corpus: Corpus
-    survey: Survey
+    files: Files
+    survey: FilesSurvey
     output: Path
 
-    def run(
-        self, llm: LLM, *, prompt_name: str | None = None, prompt: str | None = None, progress: bool = False
-    ) -> str:
+    def run(self, embedder: Embedder, *, progress: bool = False, log: IO[str] | None = None) -> str:
         """Embeds all texts and writes the output, which appears when it is whole.
 
         Args:
-            llm: the model.
-            prompt_name, prompt: as `LLM.embed_array` takes them.
+            embedder: the model.
             progress: whether to show a bar on a terminal.
+            log: where to write JSON lines; None: nowhere.
 
         Returns:
             A line for people: what was done, and how fast.
@@ -43,72 +41,59 @@ class Job:
         Raises:
             ValueError: as `LLM.embed_stream`; no output is left then.
         """
-        stream = lambda texts: llm.embed_stream(  # noqa: E731
-            texts, prompt_name=prompt_name, prompt=prompt, use_tqdm=self._bar if progress else False
-        )
-        tokens, truncated, start = llm.stats.tokens, llm.stats.truncated, time.perf_counter()
-        pairs = with_vectors(self.corpus.chunks(self.survey.schema), stream)
-        with open_output(self.output, llm.recipe.embedding_size, self.survey.schema) as write, closing(pairs):
-            for chunk, vectors in pairs:
-                write(chunk, vectors)
-        seconds = time.perf_counter() - start
-        return (
-            f"{self.survey.texts:,} texts, {llm.stats.tokens - tokens:,} tokens, "
-            f"{llm.stats.truncated - truncated:,} truncated, {llm.stats.padding_share:.1%} padding, "
-            f"{seconds:.2f} s, {self.survey.texts / seconds:,.1f} texts/s -> {self.output}"
-        )
-
-    def _bar(self, **settings: Any) -> Any:
-        from tqdm.auto import tqdm
-
-        # disable=None: no bar where stderr is no terminal.
-        return tqdm(**settings | {"total": self.survey.texts, "disable": None})
+        rows, llm = self.survey.rows, embedder.llm
+        feed = Feed(self.files.chunks(self.survey, empty=embedder.takes_empty))
+        with closing(Report(llm.stats, rows, bar=progress, log=log)) as report:
+            report.say("start", output=str(self.output))
+            pairs = Stretch(embedder, feed.take(rows), rows, report).pairs()
+            with open_output(self.output, llm.recipe.embedding_size, self.survey.schema) as write, closing(pairs):
+                for chunk, vectors in pairs:
+                    write(chunk, vectors)
+            report.say("done", output=str(self.output))
+            return f"{report.line()} -> {self.output}"
 
 
-def prepare(source: Path, output: Path, column: str = "text") -> Job:
+def prepare(inputs: Inputs, output: Path, column: str = "text") -> Job:
     """Looks at the input and the output before a model is loaded: what is wrong with them is found here.
 
     Args:
-        source: .txt, .jsonl or .parquet (see `reading.open_corpus`).
+        inputs: files, globs, directories, URLs (see `sources.expand`).
         output: .npy or .parquet (see `writing.open_output`).
         column: of the input, where the texts are.
 
     Raises:
-        ValueError, OSError, ImportError: as `open_corpus`, `Corpus.survey` and `check_output`; an input that has
-            a column "embedding" already, or that is the output.
+        ValueError, OSError, ImportError: as `open_files`, `Files.survey` and `check_output`; an input that has
+            a column "embedding" already, or that is the output or would hold it.
     """
-    corpus = open_corpus(source, column)
+    files = open_files(inputs, column)
     check_output(output)
-    if output.exists() and output.samefile(source):
-        raise ValueError(f"output {output} is the input; it would be replaced")
-    survey = corpus.survey(columns=keeps_columns(output))
-    if survey.schema is not None and EMBEDDING in survey.schema.names:
-        raise ValueError(f"input {source}: there is a column {EMBEDDING!r} already, which the output adds")
-    return Job(corpus, survey, output)
+    check_apart(inputs, files, output)
+    survey = files.survey(columns=keeps_columns(output))
+    check_columns(files, survey)
+    return Job(files, survey, output)
 
 
-def with_vectors(
-    chunks: Iterable[Chunk], embed: Callable[[Iterator[str]], Iterator[np.ndarray]]
-) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """Each chunk with its vectors.
+def check_apart(inputs: Inputs, files: Files, output: Path) -> None:
+    """Refuses an output that is an input, or that would be one in the next run.
 
-    Args:
-        chunks: drawn from as far ahead as `embed` draws texts.
-        embed: a stream of texts -> a stream of float32 [D] in the same order, which may lag behind.
-
-    Yields:
-        (chunk, float32 [n, D]).
+    Raises:
+        ValueError: so it is.
     """
-    waiting: deque[Chunk] = deque()
+    for name in files.names:
+        if output.exists() and not is_url(name) and output.samefile(name):
+            raise ValueError(f"output {output} is the input; it would be replaced")
+    for directory in map(Path, inputs):
+        if directory.is_dir() and output.resolve().is_relative_to(directory.resolve()):
+            raise ValueError(f"output {output} lies in the input {directory}; it would be an input of the next run")
 
-    def texts() -> Iterator[str]:
-        for chunk in chunks:
-            waiting.append(chunk)
-            yield from chunk.texts
 
-    vectors: list[np.ndarray] = []
-    for vector in embed(texts()):
-        vectors.append(vector)
-        if len(vectors) == len(waiting[0].texts):
-            yield waiting.popleft(), np.stack(vectors)
-            vectors = []
+def check_columns(files: Files, survey: FilesSurvey) -> None:
+    """Refuses columns that the output adds.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if survey.schema is not None and EMBEDDING in survey.schema.names:
+        raise ValueError(
+            f"input {', '.join(files.names):.200}: there is a column {EMBEDDING!r} already, which the output adds"
+        )

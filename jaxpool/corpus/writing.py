@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxpool.corpus import arrow
-from jaxpool.corpus.reading import Chunk
+from jaxpool.corpus.chunk import Chunk
 from jaxpool.whole import whole_file
 
 EMBEDDING = "embedding"
@@ -37,7 +37,10 @@ def check_output(path: Path) -> None:
         ImportError: pyarrow is needed and not installed.
     """
     if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"output {path}: the suffix is {path.suffix!r}, expected one of {', '.join(WRITERS)}")
+        raise ValueError(
+            f"output {path}: the suffix is {path.suffix!r}, expected one of {', '.join(WRITERS)}; a name that "
+            "ends in / is a directory of shards"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output {path}: there is no directory {path.parent}")
     if path.is_dir():
