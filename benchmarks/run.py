@@ -8,7 +8,6 @@ import time
 from importlib.metadata import version
 
 from benchmarks import parity, startup, throughput
-from benchmarks.corpus import docstrings
 from jaxpool.hub import MINILM, resolve
 
 
@@ -19,9 +18,9 @@ def main() -> None:
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {cores} cores, {versions}\n", flush=True)
-    texts = docstrings(600)
-    print("| dtype | texts | jaxpool texts/s | sentence-transformers texts/s | ratio |\n|---|---|---|---|---|")
-    for row in throughput.rows(model, texts):
+    print("| length | tokens | dtype | texts | jaxpool texts/s | sentence-transformers texts/s | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for row in throughput.rows(model):
         print("| " + " | ".join(row) + " |", flush=True)
     print("\n| measured | value |\n|---|---|")
     thousand = parity.thousand()

@@ -31,12 +31,12 @@ from benchmarks.products import flops
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.loading import keeps_stacks
-from jaxpool.memory import CHIP_BUDGET
+from jaxpool.memory import CHIP_BUDGET, memory_plan
 from jaxpool.params import abstract, flatten, unstack_specs
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Replica, Stats
-from jaxpool.sharding import make_mesh, param_sharding, rows_sharding
+from jaxpool.sharding import DATA, make_mesh, param_sharding, rows_sharding
 from jaxpool.tasks import PER_TOKEN
 
 LONG = 2048
@@ -64,6 +64,11 @@ def _qwen3(**sizes: int) -> dict[str, Any]:
     return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"} | shared | sizes
 
 
+def _qwen2(**sizes: Any) -> dict[str, Any]:
+    shared = {"vocab_size": 152_064, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
+    return {"model_type": "qwen2"} | shared | sizes
+
+
 # Published shapes, as their config.json gives them.
 MODELS: Mapping[str, dict[str, Any]] = {
     "bge-base": _bert(vocab_size=30_522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -79,6 +84,11 @@ MODELS: Mapping[str, dict[str, Any]] = {
                                    intermediate_size=3072),
     "qwen3-embedding-8b": _qwen3(vocab_size=151_665, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32,
                                  intermediate_size=12_288),
+    "qwen2-7b": _qwen2(architectures=["Qwen2ForCausalLM"], hidden_size=3584, num_hidden_layers=28,
+                       num_attention_heads=28, num_key_value_heads=4, intermediate_size=18_944),
+    "qwen2.5-math-rm-72b": _qwen2(architectures=["Qwen2ForRewardModel"], num_labels=1, hidden_size=8192,
+                                  num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+                                  intermediate_size=29_568),
 }  # fmt: skip
 
 
@@ -92,6 +102,10 @@ class Figures:
     rows: int
     chips: int
     dtype: str
+    model_shards: int = 1
+    fsdp: bool = False
+    # What `jaxpool.memory` expects of it.
+    planned: int = 0
     seconds: float = 0.0
     arguments: int = 0
     outputs: int = 0
@@ -129,11 +143,11 @@ def prepare() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def mesh_of(topology: str) -> Mesh:
-    """A data-parallel mesh over all chips of e.g. "v5e:2x4"."""
+def mesh_of(topology: str, tensor_parallel: int = 1) -> Mesh:
+    """A mesh over all chips of e.g. "v5e:2x4"."""
     # A single chip is less than the host that libtpu assumes by default.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    return make_mesh(topologies.get_topology_desc(topology, "tpu", **bounds).devices)
+    return make_mesh(topologies.get_topology_desc(topology, "tpu", **bounds).devices, tensor_parallel)
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
@@ -143,16 +157,20 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
         return read_recipe(Path(directory))
 
 
-def measure(model: str, recipe: Recipe, topology: str, tokens: int, dtype: str) -> Figures:
+def measure(
+    model: str, recipe: Recipe, topology: str, tokens: int, dtype: str, *, shards: int = 1, fsdp: bool = False
+) -> Figures:
     """Compiles one program as the engine does, full batches of rows of `tokens`, and reads what came of it."""
-    mesh = mesh_of(topology)
-    chips = mesh.devices.size
+    mesh = mesh_of(topology, shards)
+    chips, groups = mesh.devices.size, mesh.shape[DATA]
     # The ladder's own shapes; a row may be longer than the model's longest text, as it holds several.
-    shape = make_ladder(tokens, max(CHIP_BUDGET, tokens) * chips, row_multiple=chips).full[tokens]
-    figures = Figures(model, topology, tokens, shape.rows, chips, dtype)
+    ladder = make_ladder(tokens, max(CHIP_BUDGET, tokens) * groups, row_multiple=groups)
+    shape = ladder.full[tokens]
+    planned = memory_plan(recipe, dtype, ladder, mesh, fsdp=fsdp, platform="tpu").total
+    figures = Figures(model, topology, tokens, shape.rows, chips, dtype, shards, fsdp, planned)
     specs = param_specs(recipe)
     taken = specs if keeps_stacks(recipe, mesh) else specs | {"backbone": unstack_specs(specs["backbone"])}
-    params = abstract(taken, dtype, partial(param_sharding, mesh=mesh))
+    params = abstract(taken, dtype, partial(param_sharding, mesh=mesh, fsdp=fsdp))
     program = make_program(recipe, recipe.task)
     start = time.process_time()  # of all threads: what else the machine does is not counted
     try:
@@ -192,34 +210,37 @@ def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:
     """What must not be in a program of long rows, and is."""
     config, tokens = recipe.config, figures.tokens
     head_size = getattr(config, "head_size", config.hidden_size // config.num_heads)
-    widths = {config.hidden_size, config.mlp_size, config.num_heads * head_size}
+    groups = figures.chips // figures.model_shards
+    widths = {config.hidden_size, config.hidden_size // groups, config.mlp_size, config.num_heads * head_size}
     # Where T is a width of the model too, [T, T] may be tokens by width: there the bound below speaks alone.
     if tokens not in widths and figures.squares:
         yield f"[T, T] arrays: {figures.squares}"
     scores = shape.area // figures.chips * tokens * config.num_heads * 2
-    if figures.temporary >= scores:
+    if figures.model_shards == 1 and figures.temporary >= scores:
         yield f"temporary {figures.temporary:,} bytes, as much as the scores in 16 bits: {scores:,}"
     if figures.weight_copies:
         yield f"copies of stacked weights: {figures.weight_copies}"
     if recipe.task not in PER_TOKEN:
         # Tiles of 8 × 128 are filled up.
-        vectors = shape.rows // figures.chips * -(-shape.places // 8) * 8 * -(-recipe.embedding_size // 128) * 128 * 4
+        vectors = shape.rows // groups * -(-shape.places // 8) * 8 * -(-recipe.embedding_size // 128) * 128 * 4
         if figures.outputs > vectors:
             yield f"outputs of {figures.outputs:,} bytes, more than the {vectors:,} of one vector a sequence"
 
 
 COLUMNS = (
     "model", "topology", "T", "rows", "compile, CPU s", "weights + inputs", "temporary", "outputs",
-    "GFLOP a token (2 × kernels)", "kernel calls", "collectives", "weight copies",
+    "planned / compiled", "GFLOP a token (2 × kernels)", "kernel calls", "collectives", "weight copies",
 )  # fmt: skip
 
 
 def line(f: Figures) -> str:
     """A row of the Markdown table."""
-    cells = [f.model, f.topology, str(f.tokens), str(f.rows)]
+    split = f" tp{f.model_shards}" * (f.model_shards > 1) + " fsdp" * f.fsdp
+    cells = [f.model, f.topology + split, str(f.tokens), str(f.rows)]
     if f.error:
         return "| " + " | ".join([*cells, f.error]) + " |"
     cells += [f"{f.seconds:.0f}", *(f"{size / 2**20:,.0f} MiB" for size in (f.arguments, f.temporary, f.outputs))]
+    cells += [f"{f.planned / f.memory:.2f}"]
     cells += [f"{f.flops / 1e9:.3f} ({f.weight_flops / 1e9:.3f})", str(f.kernels)]
     cells += [", ".join(f"{n} {name}" for name, n in f.collectives.items()) or "none", str(len(f.weight_copies))]
     return "| " + " | ".join(cells) + " |" + "".join(f"\n  WRONG: {text}" for text in f.wrong)
@@ -231,6 +252,8 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, metavar="NAME")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, metavar="T")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="chips that share each layer")
+    parser.add_argument("--fsdp", action="store_true", help="share the weights out over the others")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="a shallower model, for a quick look")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
@@ -240,13 +263,14 @@ def main() -> int:
         return 1
     prepare()
     depth = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
+    how = {"shards": arguments.tensor_parallel, "fsdp": arguments.fsdp}
     found: list[Figures] = []
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for model in arguments.models:
         recipe = recipe_of(MODELS[model] | depth)
         for topology in arguments.topologies:
             for tokens in arguments.lengths:
-                found.append(measure(model, recipe, topology, tokens, arguments.dtype))
+                found.append(measure(model, recipe, topology, tokens, arguments.dtype, **how))
                 print(line(found[-1]), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps([asdict(f) | {"memory": f.memory} for f in found], indent=1))

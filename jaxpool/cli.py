@@ -60,6 +60,24 @@ def _info(args: argparse.Namespace) -> int:
     return OK if found.problem is None else FAILED
 
 
+def _plan(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import replace
+
+    from jaxpool import hub
+    from jaxpool.llm import resolve_dtype
+    from jaxpool.plan import plan_slice
+    from jaxpool.quantization import check_kind
+    from jaxpool.recipe import read_recipe
+    from jaxpool.slices import Slice
+
+    where = Slice.parse(args.topology)
+    recipe = replace(read_recipe(hub.resolve(args.model, args.revision)), quantization=check_kind(args.quantization))
+    found = plan_slice(recipe, resolve_dtype(args.dtype, where.chip.platform), where)
+    print(json.dumps(found.as_json(), indent=2) if args.json else found.as_text())
+    return OK if found.best else FAILED
+
+
 def _convert(args: argparse.Namespace) -> int:
     from jaxpool import hub
     from jaxpool.convert import to_flax, to_hf
@@ -117,6 +135,13 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--topology", metavar="KIND:SHAPE", required=True, help="v5e:4x8, v5p:2x2x2, h100:1, …")
+    _add_dtype(parser)
+    parser.add_argument("--quantization", metavar="KIND", help="int8 or int8_weight_only")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, required=True, help="a directory that is empty or not there"
@@ -130,5 +155,6 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 COMMANDS: dict[str, Command] = {
     "embed": ("embed files of texts", _embed, _embed_arguments),
     "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
+    "plan": ("work out on which meshes of a slice a model fits, without loading it", _plan, _plan_arguments),
     "convert": ("write a model with its weights as a Flax param tree, or back", _convert, _convert_arguments),
 }

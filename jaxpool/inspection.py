@@ -95,7 +95,8 @@ def inspect(directory: Path, dtype: str = "auto") -> Inspection:
     platform = mesh.devices.flat[0].platform
     compute = resolve_dtype(dtype, platform)
     ladder = memory.choose_ladder(recipe, compute, mesh)
-    return Inspection(recipe, compute, platform, memory.memory_plan(recipe, compute, ladder), _problem(recipe))
+    plan = memory.memory_plan(recipe, compute, ladder, platform=platform)
+    return Inspection(recipe, compute, platform, plan, _problem(recipe))
 
 
 def _problem(recipe: Recipe) -> str | None:

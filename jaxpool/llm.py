@@ -464,7 +464,9 @@ class LLM:
     def memory_plan(self) -> memory.MemoryPlan:
         """What each device holds: its part of the weights and of the largest batch's activations."""
         engine = self._engine
-        return memory.memory_plan(self.recipe, self.dtype, engine.runner.ladder, engine.meshes[0], fsdp=self._fsdp)
+        mesh, ladder = engine.meshes[0], engine.runner.ladder
+        platform = mesh.devices.flat[0].platform
+        return memory.memory_plan(self.recipe, self.dtype, ladder, mesh, fsdp=self._fsdp, platform=platform)
 
     def close(self) -> None:
         """Ends the engine's threads. Idempotent; later calls raise RuntimeError."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from jaxpool.attention import blocked
 from jaxpool.batching import MIN_TOKENS, Ladder, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import ParamSpec, count
@@ -23,6 +25,10 @@ CHIP_BUDGET = 16_384
 # Of a device's memory, at most, before the weights are shared out over the data axis as well.
 WEIGHTS_SHARE = 0.8
 ONE_DEVICE = AbstractMesh((1, 1), (DATA, MODEL))
+# Times the width of the model: a layer's input, its norm and its sum.
+RESIDUALS = 3
+# Layers that are whole on each device at a time, where the data axis shares the weights out: this one and the next.
+GATHERED_LAYERS = 2
 # Attention kernels take rows of a multiple of this.
 CHIP_LANES = 128
 
@@ -64,7 +70,7 @@ def mebibytes(size: int) -> str:
 
 
 def memory_plan(
-    recipe: Recipe, dtype: Any, ladder: Ladder, mesh: Any = ONE_DEVICE, *, fsdp: bool = False
+    recipe: Recipe, dtype: Any, ladder: Ladder, mesh: Any = ONE_DEVICE, *, fsdp: bool = False, platform: str = "cpu"
 ) -> MemoryPlan:
     """What each device holds for a recipe, without loading anything.
 
@@ -74,30 +80,50 @@ def memory_plan(
         ladder: the shapes.
         mesh: of one replica; concrete or abstract.
         fsdp: as `sharding.param_partition`.
+        platform: JAX's name for the kind of device.
+
+    Raises:
+        ValueError: as `sharding.param_partition`.
     """
     largest = max(ladder.shapes, key=lambda s: (s.area * s.tokens, s.area))
+    area, shards = largest.area // mesh.shape[DATA], mesh.shape.get(MODEL, 1)
+    activations = activation_bytes(recipe, dtype, area, largest.tokens, shards, platform)
+    if fsdp:
+        activations += GATHERED_LAYERS * _layer_bytes(recipe, dtype, mesh)
     return MemoryPlan(
         parameters=count(param_specs(recipe)),
         weights=weight_bytes(recipe, dtype, mesh, fsdp=fsdp),
-        activations=_activations(recipe, largest.area // mesh.shape[DATA], largest.tokens, mesh.shape.get(MODEL, 1)),
+        activations=activations,
         batch_tokens=largest.area,
     )
 
 
 def weight_bytes(recipe: Recipe, dtype: Any, mesh: Any, *, fsdp: bool = False) -> int:
     """Bytes of a device's part of the weights. Errors as `sharding.param_partition`."""
-
-    def own(spec: ParamSpec) -> int:
-        split = (axis for axis in param_partition(spec, mesh, fsdp=fsdp) if axis)
-        return math.prod(spec.shape) * spec.dtype_or(dtype).itemsize // math.prod(mesh.shape[axis] for axis in split)
-
-    return sum(own(spec) for spec in jax.tree.leaves(device_specs(recipe)))
+    return sum(_own_bytes(spec, dtype, mesh, fsdp) for spec in jax.tree.leaves(device_specs(recipe)))
 
 
-def _activations(recipe: Recipe, tokens: int, row: int, model_shards: int = 1) -> int:
-    heads = getattr(recipe.config, "num_heads", 1)
-    # The scores of one layer and their softmax, [R, N, T, T] in float32, beside the widest stage.
-    return tokens * (recipe.config.activation_bytes_per_token + 2 * 4 * heads * row) // model_shards
+def _layer_bytes(recipe: Recipe, dtype: Any, mesh: Any) -> int:
+    """Of one layer, gathered over the data axis."""
+    stacked = [spec for spec in jax.tree.leaves(device_specs(recipe)["backbone"]) if spec.axes[:1] == ("layers",)]
+    return sum(_own_bytes(spec, dtype, mesh, False) // spec.shape[0] for spec in stacked)
+
+
+def _own_bytes(spec: ParamSpec, dtype: Any, mesh: Any, fsdp: bool) -> int:
+    split = (axis for axis in param_partition(spec, mesh, fsdp=fsdp) if axis)
+    return math.prod(spec.shape) * spec.dtype_or(dtype).itemsize // math.prod(mesh.shape[axis] for axis in split)
+
+
+def activation_bytes(recipe: Recipe, dtype: Any, tokens: int, row: int, shards: int, platform: str) -> int:
+    """An estimate for `tokens` in rows of `row`, on one of the `shards` devices that share a layer."""
+    # TPUs keep the scores in the chip's vector memory; elsewhere those of a layer (or of a block of its queries) and
+    # their softmax are written out in float32.
+    queries = 0 if platform == "tpu" else row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
+    scores = 2 * 4 * getattr(recipe.config, "num_heads", 1) * queries
+    # The residual stream is whole on each device that shares a layer; the rest is split.
+    whole = 4 * RESIDUALS * getattr(recipe.config, "hidden_size", 0)
+    widest = (recipe.config.activation_bytes_per_token - whole) // shards + whole
+    return tokens * (widest * jnp.dtype(dtype).itemsize // 4 + scores // shards)
 
 
 def needs_fsdp(recipe: Recipe, dtype: Any, mesh: Mesh) -> bool:
@@ -121,8 +147,12 @@ def token_budget(recipe: Recipe, dtype: Any, device: Any, mesh: Any = ONE_DEVICE
         return CHIP_BUDGET
     held = weight_bytes(recipe, dtype, mesh, fsdp=fsdp)
     free, shards = memory["bytes_limit"] - memory.get("bytes_in_use", 0) - held, mesh.shape.get(MODEL, 1)
+
+    def too_large(tokens: int) -> bool:
+        return activation_bytes(recipe, dtype, tokens, recipe.max_length, shards, device.platform) > free // 2
+
     budget = CHIP_BUDGET
-    while budget > recipe.max_length and _activations(recipe, budget, recipe.max_length, shards) > free // 2:
+    while budget > recipe.max_length and too_large(budget):
         budget //= 2
     if budget < CHIP_BUDGET:
         logger.info("batches of %d tokens: %s are free on %s", budget, mebibytes(free), device)
