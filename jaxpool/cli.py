@@ -125,9 +125,14 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quantization", metavar="KIND", help="int8 (W8A8), or int8_weight_only")
+
+
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
     _add_dtype(parser)
+    _add_quantization(parser)
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +143,7 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", metavar="KIND:SHAPE", required=True, help="v5e:4x8, v5p:2x2x2, h100:1, …")
     _add_dtype(parser)
-    parser.add_argument("--quantization", metavar="KIND", help="int8 or int8_weight_only")
+    _add_quantization(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -165,6 +165,16 @@ class LLM:
         """Counters of what was done so far."""
         return self._engine.stats
 
+    @property
+    def layout(self) -> dict[str, int | bool]:
+        """How the model lies on its devices: replicas, and of each the sizes of its mesh's axes and whether FSDP."""
+        meshes = self._engine.meshes
+        return {"replicas": len(meshes), **meshes[0].shape, "fsdp": self._fsdp}
+
+    def takes_empty(self, prompt_name: str | None = None, prompt: str | None = None) -> bool:
+        """Whether an empty text behind this prompt has any token."""
+        return bool(self._prompt(prompt_name, prompt)) or self._engine.tokenizer.special_count > 0
+
     def encode(
         self,
         prompts: Any = None,

@@ -25,10 +25,11 @@ class FakeLLM:
         self._pause = pause
         self.recipe = SimpleNamespace(embedding_size=WIDTH, directory="nowhere")
         self.stats = SimpleNamespace(tokens=0, computed_tokens=0, truncated=0)
-        self._engine = SimpleNamespace(tokenizer=SimpleNamespace(special_count=2))
+        self.special_count = 2
 
-    def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
-        return prompt or ""
+    def takes_empty(self, prompt_name: str | None = None, prompt: str | None = None) -> bool:
+        """As `LLM.takes_empty`."""
+        return bool(prompt) or self.special_count > 0
 
     def embed_stream(
         self, texts: Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None

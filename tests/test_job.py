@@ -297,7 +297,7 @@ def test_bad_rows_are_skipped_and_listed(tmp_path, fake):
 def test_an_empty_text_that_has_no_token(tmp_path, fake):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{}\n{"text": ""}\n{"text": "b"}\n')
     bare = FakeLLM()
-    bare._engine.tokenizer.special_count = 0
+    bare.special_count = 0
     run = lambda name, llm, **more: fake([str(tmp_path / "in.jsonl")], str(tmp_path / name), llm=llm, **more)  # noqa: E731
     run("skipped", bare, on_error="skip")
     (shard,) = manifest_of(tmp_path / "skipped")["shards"]

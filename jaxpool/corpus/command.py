@@ -90,6 +90,9 @@ def _open_model(args: argparse.Namespace) -> LLM:
         args.model,
         revision=args.revision,
         dtype=args.dtype,
+        quantization=args.quantization,
+        tensor_parallel_size=args.tensor_parallel_size,
+        data_parallel_size=args.data_parallel_size,
         max_model_len=args.max_model_len,
         max_num_batched_tokens=args.max_num_batched_tokens,
         deterministic=args.deterministic,
@@ -133,6 +136,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="tokens of a batch, padding included",
     )
+    parser.add_argument(
+        "--tensor-parallel-size", metavar="N", type=int, default=1, help="devices that share each layer"
+    )
+    parser.add_argument("--data-parallel-size", metavar="N", type=int, help="groups of them that share each batch")
     parser.add_argument(
         "--deterministic",
         action="store_true",

@@ -40,8 +40,7 @@ class Embedder:
     @property
     def takes_empty(self) -> bool:
         """Whether an empty text has tokens: the prompt's, or with most models the special ones."""
-        llm = self.llm
-        return bool(llm._prompt(self.prompt_name, self.prompt)) or llm._engine.tokenizer.special_count > 0
+        return self.llm.takes_empty(self.prompt_name, self.prompt)
 
 
 @dataclass

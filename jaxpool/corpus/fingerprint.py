@@ -38,6 +38,7 @@ def fingerprint(llm: LLM) -> dict[str, Any]:
         "recipe": {f.name: _plain(getattr(llm.recipe, f.name)) for f in fields(llm.recipe) if f.name not in _UNTOLD},
         "dtype": str(llm.dtype),
         "batch_tokens": llm.memory_plan().batch_tokens,
+        "layout": llm.layout,
         "machine": {
             "processor": platform.machine(),
             "platform": device.platform,
