@@ -30,9 +30,9 @@ from benchmarks import hlo
 from benchmarks.products import flops
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
-from jaxpool.loading import keeps_stacks
 from jaxpool.memory import CHIP_BUDGET, memory_plan
 from jaxpool.params import abstract, flatten, unstack_specs
+from jaxpool.placement import keeps_stacks
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Replica, Stats

@@ -16,9 +16,9 @@ from jaxpool import pipeline
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
-from jaxpool.loading import keeps_stacks, load_to_mesh
+from jaxpool.placement import keeps_stacks, load_to_mesh, stored_bytes
 from jaxpool.program import make_program
-from jaxpool.progress import Progress, UseTqdm
+from jaxpool.progress import Progress, UseTqdm, loading_bar
 from jaxpool.reading import Reader, Reading, Request
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Replica, Runner, Stats
@@ -57,7 +57,9 @@ class Engine:
         self.meshes = meshes
         self.stats = Stats()
         programs = {task: make_program(recipe, task) for task in recipe.tasks}
-        params = load_to_mesh(recipe, meshes[0], dtype, fsdp=fsdp, stacked=keeps_stacks(recipe, meshes[0]))
+        how = {"fsdp": fsdp, "stacked": keeps_stacks(recipe, meshes[0])}
+        with loading_bar(stored_bytes(recipe, dtype)) as progress:
+            params = load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how)
         replicas = []
         for mesh in meshes:
             own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)

@@ -1,31 +1,23 @@
-"""A recipe's weights: from checkpoint files, through the families' tables, onto the devices."""
+"""A recipe's weights: from checkpoint files, through the families' tables. Onto devices: `placement.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
 from jaxpool.converters.rules import Binding, Index, Leaf, Rule, Table, TokenRows, bind, identity_table, skip
-from jaxpool.params import ParamSpec, Tree, flatten, one_layer, stacked_depth, unflatten, unstack_layers
-from jaxpool.program import device_specs, param_specs
-from jaxpool.quantization import QuantArray, quantise
+from jaxpool.params import ParamSpec, Tree, flatten, unflatten
+from jaxpool.program import param_specs
 from jaxpool.recipe import Recipe
-from jaxpool.sharding import param_sharding
 
-# Layers from which on a CPU's programs take too long to compile unstacked; kinds of TPU that copy stacks.
-DEEP, COPIES_STACKS = 12, ("TPU7x", "TPU v7")
-
-Read = Callable[[Index], np.ndarray]
-OnMesh = Callable[[ParamSpec, Read], jax.Array]
 Place = Callable[[str, Leaf, Callable[[Index | None], np.ndarray]], Any]
 
 
@@ -122,114 +114,26 @@ def check(recipe: Recipe) -> None:
         pass
 
 
-def load(recipe: Recipe, place: Place, *, exact: bool = False, extras: bool = False) -> Tree:
+def load(recipe: Recipe, place: Place, *, exact: bool = False, extras: bool = False, threads: int = 1) -> Tree:
     """Reads every declared parameter, leaf by leaf. Errors as `stored`.
 
     Args:
         place: (path, leaf, read) -> array; `read(index)` gives the leaf, or its part under `index`.
         exact: whether layers stored in several dtypes, which stacking would convert, are an error.
         extras: as `stored`.
+        threads: how many leaves are read at a time.
     """
-    flat: dict[str, Any] = {}
-    for checkpoint, binding in stored(recipe, extras=extras):
-        for path, leaf in binding.items():
-            flat[path] = place(path, leaf, partial(leaf.read, checkpoint.read, exact=exact))
-    return unflatten(flat)
-
-
-def keeps_stacks(recipe: Recipe, mesh: Mesh) -> bool:
-    """Whether a program takes its layers stacked: compiled once for all, unless it would copy them on every call.
-
-    XLA copies whole stacks on TPU7x and, on other TPUs too, where kinds of layer alternate (docs/tpu.md); on CPUs it
-    copies each layer out of its stack, and programs of few layers compile nearly as fast without.
-    """
-    device, depth = mesh.devices.flat[0], stacked_depth(param_specs(recipe)["backbone"])
-    if depth == 0:
-        return True
-    if device.platform == "cpu":
-        return depth > DEEP
-    alternating = len(getattr(recipe.config, "pattern", ())) > 1
-    return not (device.device_kind.startswith(COPIES_STACKS) or (device.platform == "tpu" and alternating))
-
-
-def load_to_mesh(
-    recipe: Recipe, mesh: Mesh, dtype: Any, *, fsdp: bool = False, stacked: bool = True, extras: bool = False
-) -> Tree:
-    """The parameters on a mesh in the compute dtype (heads in float32), each device reading its own part only.
-
-    Kernels that the recipe quantises are quantised on the way, a layer at a time.
-
-    Args:
-        recipe: whose.
-        mesh: where they go.
-        dtype: the compute dtype.
-        fsdp: as `sharding.param_sharding`.
-        stacked: whether layers are stacked, or stand one by one as `params.unstack_layers` puts them.
-        extras: as `stored`.
-    """
-    specs = flatten(device_specs(recipe))
-
-    def on_mesh(spec: ParamSpec, read: Read) -> jax.Array:
-        target = spec.dtype_or(dtype)
-        return _on_mesh(
-            spec, lambda index: read(index).astype(target, copy=False), param_sharding(spec, mesh, fsdp=fsdp)
-        )
-
-    def place_one(spec: ParamSpec | QuantArray, read: Read) -> jax.Array | QuantArray:
-        return _quantised(spec, on_mesh, read) if isinstance(spec, QuantArray) else on_mesh(spec, read)
-
-    def place(path: str, leaf: Leaf, read: Read) -> Any:
-        spec = specs.get(path, leaf.spec)
-        if stacked or leaf.spec.axes[:1] != ("layers",):
-            return place_one(spec, read)
-        layer = jax.tree.map(one_layer, spec)
-        return [place_one(layer, partial(_of_layer, read, i)) for i in range(leaf.spec.shape[0])]
-
-    params = load(recipe, place, extras=extras)
-    return params if stacked else params | {"backbone": unstack_layers(params["backbone"])}
-
-
-def _of_layer(read: Read, layer: int, index: Index) -> np.ndarray:
-    return read((slice(layer, layer + 1), *index))[0]
-
-
-def _on_mesh(spec: ParamSpec, read: Read, sharding: NamedSharding) -> jax.Array:
-    pieces: dict[Any, np.ndarray] = {}  # devices with the same part share one reading
-
-    def part(index: Index | None) -> np.ndarray:
-        index = index or ()
-        key = tuple((s.start, s.stop) for s in index)
-        if key not in pieces:
-            pieces[key] = read(index)
-        return pieces[key]
-
-    return jax.make_array_from_callback(spec.shape, sharding, part)
-
-
-def _quantised(spec: QuantArray, on_mesh: OnMesh, read: Read) -> QuantArray:
-    """Values and scales. A scale needs all inputs of its channel, also where they lie on other devices."""
-    inputs, stacked = spec.values.inputs, int(spec.values.axes[0] == "layers")
-    all_inputs = (slice(None),) * inputs
-
-    def layers(which: Index, outputs: Index) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if not which:
-            yield quantise(read((*all_inputs, *outputs)), inputs, rotated=spec.activations)
-            return
-        for layer in range(*which[0].indices(spec.values.shape[0])):  # one at a time: each is in float32 meanwhile
-            kernel = read((slice(layer, layer + 1), *all_inputs, *outputs))[0]
-            yield quantise(kernel, inputs, rotated=spec.activations)
-
-    def together(found: list[np.ndarray]) -> np.ndarray:
-        return np.stack(found) if stacked else found[0]
-
-    def values(index: Index) -> np.ndarray:
-        which, own, outputs = index[:stacked], index[stacked : stacked + inputs], index[stacked + inputs :]
-        return together([values[own] for values, _ in layers(which, outputs)])
-
-    def scale(index: Index) -> np.ndarray:
-        return together([scale for _, scale in layers(index[:stacked], index[stacked:])])
-
-    return QuantArray(on_mesh(spec.values, values), on_mesh(spec.scale, scale), spec.activations)
+    with ThreadPoolExecutor(threads, thread_name_prefix="jaxpool-load") as executor:
+        placed = {
+            path: executor.submit(place, path, leaf, partial(leaf.read, checkpoint.read, exact=exact))
+            for checkpoint, binding in stored(recipe, extras=extras)
+            for path, leaf in binding.items()
+        }
+        try:
+            return unflatten({path: future.result() for path, future in placed.items()})
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
 
 
 def load_stored(recipe: Recipe) -> Tree:

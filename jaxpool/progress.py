@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+# Seconds before a bar over what is mostly quick is shown.
+MOMENT = 2.0
 
 UseTqdm = bool | Callable[..., Any]
 
@@ -15,6 +19,16 @@ def _bar_class(use_tqdm: UseTqdm) -> Callable[..., Any]:
     from tqdm.auto import tqdm
 
     return tqdm
+
+
+@contextmanager
+def loading_bar(total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar over bytes of weights, on a terminal and if it takes longer than a moment; yields what counts them."""
+    from tqdm.auto import tqdm
+
+    settings = {"unit": "B", "unit_scale": True, "desc": "Loading weights", "delay": MOMENT, "leave": False}
+    with tqdm(total=total, disable=None, **settings) as bar:
+        yield bar.update
 
 
 class Progress:

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.corpus import docstrings
 from jaxpool import LLM
 from jaxpool.layers import einsum
-from jaxpool.loading import load_to_mesh
 from jaxpool.params import ParamSpec, flatten
+from jaxpool.placement import load_to_mesh
 from jaxpool.program import device_specs, param_specs
 from jaxpool.quantization import LARGEST, QuantArray, check_kind, quantise, quantised_specs, rotate
 from jaxpool.recipe import read_recipe

@@ -18,9 +18,12 @@ STREET = [
     {"corpus.shards"},
     {"corpus.job", "inspection", "convert", "plan"},
     {"corpus.embedding", "corpus.fingerprint"},
+    {"integrations.ray"},
+    {"integrations.tables"},
     {"llm", "model"},
     {"corpus.writing", "corpus.files", "corpus.report", "engine", "pooler_config", "memory", "scoring"},
     {"reading", "corpus.reading"},
+    {"placement"},
     {"pooling_params", "pipeline", "loading"},
     {"program"},
     {"runner"},
@@ -85,7 +88,7 @@ STREET = [
         "slices",
     },
     {"corpus.chunk", "corpus.sources", "corpus.directory"},
-    {"corpus", "corpus.arrow", "corpus.stopping", "whole"},
+    {"corpus", "corpus.arrow", "corpus.stopping", "integrations", "whole"},
     {"log"},
 ]
 FLOOR = {name: depth for depth, names in enumerate(STREET) for name in names}

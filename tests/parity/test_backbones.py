@@ -16,9 +16,9 @@ import torch
 from transformers import BertForMaskedLM, BertForPreTraining, BertModel, MPNetForMaskedLM, MPNetModel, PreTrainedModel
 
 from jaxpool.batch import Inputs, unfold
-from jaxpool.loading import load_to_mesh
 from jaxpool.models.family import Family, Output
 from jaxpool.params import unstack_layers
+from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 from tests.parity.checkpoints import assert_close, make_model, read_json, write_bin

@@ -20,11 +20,12 @@ from transformers import AutoModel, PreTrainedModel
 from jaxpool import LLM
 from jaxpool.batch import Inputs, unfold
 from jaxpool.converters.rules import to_checkpoint
-from jaxpool.loading import family_table, load_stored, load_to_mesh
+from jaxpool.loading import family_table, load_stored
 from jaxpool.models import find_family
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError
 from jaxpool.params import flatten, unstack_layers
+from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 from tests.parity.checkpoints import TEXTS, assert_close, edit_json, read_json, write_sentence_transformer

@@ -17,11 +17,12 @@ import pytest
 from jaxpool.batch import Inputs, unfold
 from jaxpool.converters.export import write_safetensors
 from jaxpool.converters.rules import to_checkpoint
-from jaxpool.loading import family_table, load_stored, load_to_mesh
+from jaxpool.loading import family_table, load_stored
 from jaxpool.models import find_family
 from jaxpool.models.family import Output
 from jaxpool.models.internlm2 import FAMILY
 from jaxpool.params import flatten, unstack_layers
+from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxpool import LLM, PoolingParams
-from jaxpool.loading import load_to_mesh
+from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
 from tests.parity.checkpoints import assert_close

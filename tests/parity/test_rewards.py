@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jaxpool import LLM, PoolerConfig, PoolingParams
 from jaxpool.batch import Inputs
-from jaxpool.loading import load_to_mesh
 from jaxpool.params import flatten
+from jaxpool.placement import load_to_mesh
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
