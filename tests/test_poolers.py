@@ -109,7 +109,7 @@ MASKS = {
 def test_masks_by_hand(name):
     options, rows = MASKS[name]
     expected = [[c == "1" for c in row] for row in rows]
-    assert AttentionMask(SEGMENTS, **options).dense()[0, 0].tolist() == expected
+    assert AttentionMask(SEGMENTS, **options).dense()[0].tolist() == expected
 
 
 def test_a_chain_of_heads():
