@@ -69,7 +69,7 @@ def attention(
         scale: of the scores, H**-0.5 by default.
         soft_cap: scores s become soft_cap · tanh(s / soft_cap) (Gemma 2).
         backend: a name in `BACKENDS`, or "auto" for the first that can, on the platform of the mesh (`jax.set_mesh`)
-            that the program is compiled for; without a mesh that is "einsum".
+            that the program is compiled for; without a mesh one that runs on all.
 
     Returns:
         float32 [R, T, N, H]. Padding's rows are finite and mean nothing.
