@@ -24,7 +24,7 @@ def _bar_class(use_tqdm: UseTqdm) -> Callable[..., Any]:
 @contextmanager
 def loading_bar(total: int) -> Iterator[Callable[[int], Any]]:
     """A bar over bytes of weights, on a terminal and if it takes longer than a moment; yields what counts them."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm  # the plain one: a notebook, which is no terminal, gets none
 
     settings = {"unit": "B", "unit_scale": True, "desc": "Loading weights", "delay": MOMENT, "leave": False}
     with tqdm(total=total, disable=None, **settings) as bar:

@@ -59,7 +59,7 @@ def test_splash_computes_what_einsum_does(mask, sizes, options):
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("scores", [2**18, 2**13])
 @pytest.mark.parametrize(
     ("mask", "sizes", "options"),
@@ -72,29 +72,30 @@ def test_splash_computes_what_einsum_does(mask, sizes, options):
     ],
     ids=str,
 )
-def test_blocked_computes_what_einsum_does(mask, sizes, options, scores, platform, monkeypatch):
+def test_blocked_computes_what_einsum_does(mask, sizes, options, scores, alone, monkeypatch):
     monkeypatch.setattr(blocked, "CPU_SCORES", scores)
+    monkeypatch.setattr(blocked, "_on_one_cpu", lambda: alone)
     q, k, v = case(**sizes)
     mask = AttentionMask(jnp.asarray(segments_of(ROWS)), **mask)
     options = Options(**{"scale": q.shape[-1] ** -0.5, "soft_cap": None} | options)
     wanted = plain.attend(q, k, v, mask, None, options)
-    with on(platform, (1, 1)):
-        found = blocked.attend(q, k, v, mask, None, options)
+    found = blocked.attend(q, k, v, mask, None, options)
     assert found.dtype == wanted.dtype == jnp.float32
     assert np.isfinite(found).all()  # padding too
     real = np.asarray(mask.segments) > 0
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": (64, 64)}], ids=str)
-def test_blocked_writes_out_no_square(mask, platform):
+def test_blocked_writes_out_no_square(mask, alone, monkeypatch):
+    monkeypatch.setattr(blocked, "_on_one_cpu", lambda: alone)
+
     def program(q, segments):
         return attention(q, q, q, AttentionMask(segments, **mask))
 
     tokens = 2048
-    with on(platform, (1, 1)):
-        traced = jax.make_jaxpr(program)(jnp.zeros((1, tokens, 2, 16)), jnp.zeros((1, tokens), jnp.int32))
+    traced = jax.make_jaxpr(program)(jnp.zeros((1, tokens, 2, 16)), jnp.zeros((1, tokens), jnp.int32))
     assert f"{tokens},{tokens}" not in str(traced)
 
 
@@ -130,6 +131,15 @@ def on(platform, shape=(4, 1)):
 def pick(backend="auto", *, tokens=LONG, dtype="float32", bias=None, soft_cap=None, **mask):
     q = jax.ShapeDtypeStruct((4, tokens, 2, 16), dtype)
     return choose(backend, q, q, AttentionMask(segments_of(ROWS[:1]), **mask), bias, Options(1.0, soft_cap))
+
+
+def test_one_cpu_is_known_by_its_mesh():
+    with on("cpu", (1, 1)):
+        assert blocked._on_one_cpu()
+    for platform, shape in (("cpu", (2, 1)), ("gpu", (1, 1))):
+        with on(platform, shape):
+            assert not blocked._on_one_cpu()
+    assert not blocked._on_one_cpu()  # no mesh
 
 
 def test_auto_goes_by_the_platform_of_the_mesh(caplog, monkeypatch):
