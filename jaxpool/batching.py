@@ -200,10 +200,11 @@ def balance(plans: Sequence[Plan], lengths: Sequence[int], ladder: Ladder, strea
     cuts = [list(plans)]
     for _ in range(streams if streams > 1 else 0):
         whole = cuts[-1]
-        at = next((i for i in range(len(whole) - 1, -1, -1) if _pieces(whole[i], lengths, ladder)), None)
-        if at is None:
+        pieces = ((i, _pieces(whole[i], lengths, ladder)) for i in range(len(whole) - 1, -1, -1))
+        at, cut = next(((i, cut) for i, cut in pieces if cut), (0, []))
+        if not cut:
             break
-        cuts.append([*whole[:at], *whole[at + 1 :], *_pieces(whole[at], lengths, ladder)])
+        cuts.append([*whole[:at], *whole[at + 1 :], *cut])
     return min(cuts, key=lambda plans: _makespan(plans, ladder, streams))
 
 

@@ -22,13 +22,13 @@ Array = jax.Array
 def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) -> Array:
     """`jnp.einsum` in the compute dtype (default: that of `y`, the weights) with a float32 result.
 
-    A quantised kernel computes by itself.
+    A kernel quantised with activations computes by itself; one that is for memory is widened to `x`'s dtype.
 
     `preferred_element_type=float32` is the right arithmetic for the MXU and tensor cores, and on CPU it is what
     keeps a bf16 product in the bf16 unit instead of a conversion to float32.
     """
     if isinstance(y, QuantArray):
-        return y.product(equation, x)
+        return y.product(equation, x) if y.activations else einsum(equation, x, y.values, x.dtype) * y.scale
     dtype = jnp.dtype(dtype or y.dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return jnp.einsum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class SlicePlan:
     @property
     def best(self) -> Layout | None:
         """The first that fits."""
-        return next((layout for layout in self.layouts if layout.problem is None), None)
+        return _first_that_fits(self.layouts)
 
     def as_text(self) -> str:
         """For people."""
@@ -98,13 +98,14 @@ class SlicePlan:
 
 def plan_slice(recipe: Recipe, dtype: Any, where: Slice) -> SlicePlan:
     """Tries every layout on a slice, and the slices that are smaller or larger."""
-    smallest = None
-    for shape in where.chip.slices:
-        other = Slice(where.kind, shape)
-        if found := next((layout for layout in layouts(recipe, dtype, other) if layout.problem is None), None):
-            smallest = (other, found)
-            break
+    slices = (Slice(where.kind, shape) for shape in where.chip.slices)
+    found = ((other, _first_that_fits(layouts(recipe, dtype, other))) for other in slices)
+    smallest = next(((other, layout) for other, layout in found if layout), None)
     return SlicePlan(where, tuple(layouts(recipe, dtype, where)), smallest)
+
+
+def _first_that_fits(layouts: Iterable[Layout]) -> Layout | None:
+    return next((layout for layout in layouts if layout.problem is None), None)
 
 
 def layouts(recipe: Recipe, dtype: Any, where: Slice) -> Iterator[Layout]:

@@ -99,6 +99,15 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition(("rows",), mesh))
 
 
+def platform() -> str | None:
+    """Of the mesh in context; None without one.
+
+    The mesh's own, not `jax.default_backend()`: a program may be compiled for chips that are elsewhere.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else None
+
+
 def axis_size(axis: str) -> int:
     """Over how many devices a logical axis is split on the mesh in context (`jax.set_mesh`); 1 without one."""
     return jax.sharding.get_abstract_mesh().shape.get(RULES[axis], 1)

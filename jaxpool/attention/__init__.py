@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxpool import sharding
 from jaxpool.attention import blocked, cudnn, plain, splash
 from jaxpool.attention.mask import AttentionMask, Options
 from jaxpool.log import once
@@ -84,9 +85,7 @@ def attention(
 
 def choose(backend: str, *case: object) -> str:
     """The backend to use for a case (q, k, mask, bias, options): `backend` itself, or what "auto" takes."""
-    # The mesh's own device, not jax.default_backend(): a program may be compiled for chips that are elsewhere.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device else None
+    platform = sharding.platform()
     if backend != AUTO:
         if backend not in BACKENDS:
             raise ValueError(f"attention backend {backend!r} is not known, expected one of {[AUTO, *BACKENDS]}")

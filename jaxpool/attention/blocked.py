@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxpool.attention.mask import AttentionMask, Options
 from jaxpool.attention.plain import MASKED, heads_in_front, softmax_product, tokens_in_front
+from jaxpool.sharding import platform
 
 Array = jax.Array
 
@@ -89,5 +90,4 @@ def _right(mask: AttentionMask, length: int) -> int:
 
 
 def _on_one_cpu() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size == 1
