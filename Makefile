@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Each does all of its own set-up.
-# Others: `make bench`, `make bench-all`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
+# Others: `make test-tpu`, `make bench`, `make bench-all`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 PIP = python -m pip install --quiet --disable-pip-version-check
@@ -10,7 +10,7 @@ NEWEST = $(shell tools/newest-python $(PYTHON))
 # Most of a test's time is XLA compiling on one core.
 TOGETHER = -n 2 --dist loadfile
 
-.PHONY: demo test test-parity test-torchless lint bench bench-all clean
+.PHONY: demo test test-parity test-torchless test-tpu lint bench bench-all clean
 
 demo: .venv/demo
 	.venv/bin/python examples/demo.py
@@ -25,6 +25,10 @@ test-parity: .venv/test
 test-torchless: .venv-torchless/test
 	.venv-torchless/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is installed'"
 	.venv-torchless/bin/python -m pytest -m "not torch" $(TOGETHER)
+
+# Programs for TPUs, compiled here; downloads libtpu, 200 MB.
+test-tpu: .venv/test .libtpu/done
+	TPU_LIBRARY_PATH=$(CURDIR)/.libtpu/libtpu/libtpu.so .venv/bin/python -m pytest tests/test_tpu_aot.py
 
 lint: .venv/lint
 	.venv/bin/ruff check .
@@ -53,6 +57,10 @@ bench-all: .venv/bench
 	.venv/bin/$(PIP) -e '.[test,parity]'
 	touch $@
 
+.libtpu/done: .venv/test
+	tools/libtpu .venv/bin/python .libtpu
+	touch $@
+
 .venv/bench: .venv/test
 	.venv/bin/$(PIP) -e '.[bench]'
 	touch $@
@@ -68,4 +76,4 @@ bench-all: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-torchless build *.egg-info out
+	rm -rf .venv .venv-torchless .libtpu build *.egg-info out

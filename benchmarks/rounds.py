@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import roofline
+from benchmarks.quiet import undisturbed
 from benchmarks.results import Cell
 from benchmarks.tables import OURS, PRODUCTS
 from benchmarks.workers import Worker, WorkerError
@@ -123,12 +125,15 @@ class Comparison:
             say(f"{self.sample.model}, {self.sample.length}, {self.dtype}, {name}: {error}")
 
     def _products(self, name: str, config: dict[str, Any]) -> Callable[[int], float]:
-        return lambda turn: self.workers[name].ask("measure", shapes=roofline.products(config))["rate"]
+        worker = self.workers[name]
+        ask = partial(worker.ask, "measure", shapes=roofline.products(config))
+        return lambda turn: undisturbed(worker.group, ask, say)["rate"]
 
     def _encoding(self, name: str, scratch: Path) -> Callable[[int], float]:
         def job(turn: int) -> float:
             keep = {"save": str(scratch / f"{name}.npy")} if turn == 0 else {}
-            seconds = self.workers[name].ask("encode", texts=self.sample.texts, **keep)["seconds"]
+            ask = partial(self.workers[name].ask, "encode", texts=self.sample.texts, **keep)
+            seconds = undisturbed(self.workers[name].group, ask, say)["seconds"]
             if keep:
                 self.vectors[name] = np.load(keep["save"])
             return len(self.sample.texts) / seconds

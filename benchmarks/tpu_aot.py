@@ -10,46 +10,32 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks import hlo
 from benchmarks.products import flops
+from jaxpool.ahead import compile_for, mesh_of, missing, prepare
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.memory import CHIP_BUDGET, memory_plan
-from jaxpool.params import abstract, flatten, unstack_specs
-from jaxpool.placement import keeps_stacks
+from jaxpool.params import flatten
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe, read_recipe
-from jaxpool.runner import Replica, Stats
-from jaxpool.sharding import DATA, make_mesh, param_sharding, rows_sharding
+from jaxpool.sharding import DATA, rows_sharding
 from jaxpool.tasks import PER_TOKEN
 
 LONG = 2048
-
-# What libtpu asks of the machine it believes to run on.
-ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
 
 TOPOLOGIES = ("v5e:1x1", "v5e:2x4", "v6e:2x4", "tpu7x:2x2x1")
 LENGTHS = (128, 512, 2048, 8192)
@@ -129,27 +115,6 @@ class Figures:
         return self.arguments + self.outputs + self.temporary
 
 
-def missing() -> str | None:
-    """Why nothing can be compiled for TPUs here, or None."""
-    if "TPU_LIBRARY_PATH" in os.environ or find_spec("libtpu"):
-        return None
-    return "libtpu is not installed, and TPU_LIBRARY_PATH names no libtpu.so: see docs/tpu.md"
-
-
-def prepare() -> None:
-    """Tells this process to compile for TPUs and to look for none. Before JAX's first use."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")
-
-
-def mesh_of(topology: str, tensor_parallel: int = 1) -> Mesh:
-    """A mesh over all chips of e.g. "v5e:2x4"."""
-    # A single chip is less than the host that libtpu assumes by default.
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    return make_mesh(topologies.get_topology_desc(topology, "tpu", **bounds).devices, tensor_parallel)
-
-
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """The recipe of a directory that holds this config.json and nothing else."""
     with tempfile.TemporaryDirectory() as directory:
@@ -169,12 +134,9 @@ def measure(
     planned = memory_plan(recipe, dtype, ladder, mesh, fsdp=fsdp, platform="tpu").total
     figures = Figures(model, topology, tokens, shape.rows, chips, dtype, shards, fsdp, planned)
     specs = param_specs(recipe)
-    taken = specs if keeps_stacks(recipe, mesh) else specs | {"backbone": unstack_specs(specs["backbone"])}
-    params = abstract(taken, dtype, partial(param_sharding, mesh=mesh, fsdp=fsdp))
-    program = make_program(recipe, recipe.task)
     start = time.process_time()  # of all threads: what else the machine does is not counted
     try:
-        compiled = Replica(mesh, params, {recipe.task: program}, Stats()).compile(recipe.task, shape)
+        compiled, params = compile_for(recipe, mesh, shape, dtype, fsdp=fsdp)
     except jax.errors.JaxRuntimeError as error:
         return Figures(**asdict(figures) | {"error": str(error).splitlines()[0]})
     seconds = time.process_time() - start
@@ -186,7 +148,7 @@ def measure(
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
-        "flops": traced_flops(program, params, shape, mesh) / shape.area,
+        "flops": traced_flops(recipe, params, shape, mesh) / shape.area,
         "weight_flops": 2.0 * sum(kernels),
         "xla_flops": cost["flops"],
         "xla_bytes": cost["bytes accessed"],
@@ -198,12 +160,12 @@ def measure(
     return Figures(**asdict(figures) | {"wrong": list(wrong(figures, recipe, shape)) if tokens >= LONG else []})
 
 
-def traced_flops(program: Any, params: Any, shape: Shape, mesh: Mesh) -> int:
+def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> int:
     """Operations of a batch's matrix products, over all chips."""
     make = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=rows_sharding(mesh))
     with jax.set_mesh(mesh):
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, make)
-        return flops(jax.make_jaxpr(program)(params, inputs).jaxpr)
+        return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr)
 
 
 def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:

@@ -48,6 +48,11 @@ class Worker:
                 env=os.environ | {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"} | more,
             )
 
+    @property
+    def group(self) -> int:
+        """Its process group's number."""
+        return self.process.pid
+
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
         """Lets the group run, asks, and stops it again.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxpool.converters.export import load_params as load_params
+    from jaxpool.hosts import HostError as HostError
+    from jaxpool.hosts import gather as gather
     from jaxpool.llm import LLM as LLM
     from jaxpool.model import Model as Model
     from jaxpool.model import load as load
@@ -36,6 +38,8 @@ _HOMES = {
     "PoolingRequestOutput": "jaxpool.outputs",
     "ScoringOutput": "jaxpool.outputs",
     "ScoringRequestOutput": "jaxpool.outputs",
+    "HostError": "jaxpool.hosts",
+    "gather": "jaxpool.hosts",
     "load": "jaxpool.model",
     "Model": "jaxpool.model",
     "register": "jaxpool.models",

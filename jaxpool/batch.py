@@ -82,6 +82,10 @@ class Inputs:
         return cls(array((rows, tokens)), *(array((rows, places)) for _ in fields(cls)[1:]))
 
 
+# What goes with each sequence beside its ids and length.
+OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths"))
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter"],

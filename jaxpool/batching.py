@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,13 @@ class Ladder:
     def shapes(self) -> tuple[Shape, ...]:
         """Every shape, small ones first."""
         return tuple(sorted({*self.full.values(), *self.small.values()}))
+
+    def with_rows(self, rows: Callable[[int], int]) -> Ladder:
+        """The ladder with `rows(R)` where it has R."""
+        full, small = (
+            {t: replace(s, rows=rows(s.rows)) for t, s in shapes.items()} for shapes in (self.full, self.small)
+        )
+        return replace(self, full=full, small=small)
 
     def row_length(self, length: int, lengths: Sequence[int]) -> int:
         """The shortest of `lengths` (ascending) that holds `length` tokens."""

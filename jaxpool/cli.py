@@ -65,15 +65,21 @@ def _plan(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from jaxpool import hub
+    from jaxpool.ahead import missing
     from jaxpool.llm import resolve_dtype
-    from jaxpool.plan import plan_slice
+    from jaxpool.plan import plan_slice, with_compiled
     from jaxpool.quantization import check_kind
     from jaxpool.recipe import read_recipe
     from jaxpool.slices import Slice
 
     where = Slice.parse(args.topology)
     recipe = replace(read_recipe(hub.resolve(args.model, args.revision)), quantization=check_kind(args.quantization))
-    found = plan_slice(recipe, resolve_dtype(args.dtype, where.chip.platform), where)
+    dtype = resolve_dtype(args.dtype, where.chip.platform)
+    found = plan_slice(recipe, dtype, where)
+    able = found.best is not None and where.chip.platform == "tpu" and missing() is None
+    if args.compile or (args.compile is None and able):
+        logger.warning("compiling the program for %s, which can take minutes; --no-compile leaves it out", where)
+        found = with_compiled(found, recipe, dtype)
     print(json.dumps(found.as_json(), indent=2) if args.json else found.as_text())
     return OK if found.best else FAILED
 
@@ -144,6 +150,11 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", metavar="KIND:SHAPE", required=True, help="v5e:4x8, v5p:2x2x2, h100:1, …")
     _add_dtype(parser)
     _add_quantization(parser)
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="put the compiled program's own figures beside the estimate (default: where libtpu is there)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -16,6 +16,7 @@ from jaxpool import pipeline
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
+from jaxpool.hosts import Rows, make_schedule
 from jaxpool.placement import keeps_stacks, load_to_mesh, stored_bytes
 from jaxpool.program import make_program
 from jaxpool.progress import Progress, UseTqdm, loading_bar
@@ -26,6 +27,9 @@ from jaxpool.tasks import PER_TOKEN
 from jaxpool.tokens import Tokenizer
 
 Answer = tuple[TokenSequence, np.ndarray]
+
+# Seconds that an engine's end waits for a batch that hangs because another process is gone.
+LAST_WORDS = 10.0
 
 
 class Engine:
@@ -58,17 +62,35 @@ class Engine:
         self.stats = Stats()
         programs = {task: make_program(recipe, task) for task in recipe.tasks}
         how = {"fsdp": fsdp, "stacked": keeps_stacks(recipe, meshes[0])}
+        self.schedule = make_schedule(
+            meshes[0],
+            {
+                "model": recipe.describe(),
+                "dtype": str(dtype),
+                "mesh": dict(meshes[0].shape),
+                "batch shapes": [[shape.rows, shape.tokens] for shape in ladder.shapes],
+                "fsdp": fsdp,
+                "sequence parallel": by_sequence,
+            },
+        )
         with loading_bar(stored_bytes(recipe, dtype)) as progress:
             params = load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how)
         replicas = []
         for mesh in meshes:
             own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)
             replicas.append(Replica(mesh, jax.device_put(params, own), programs, self.stats, by_sequence=by_sequence))
-        self.runner = Runner(replicas, ladder, self.stats)
+        self._rows = Rows(meshes[0])
+        patience = LAST_WORDS if self.schedule.binding else None
+        self.runner = Runner(replicas, ladder.with_rows(self._rows.of_own), self.stats, patience=patience)
         self._reader = Reader(recipe, tokenizer)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
         self._requests = 0
         self._lock = threading.Lock()
+
+    @property
+    def ladder(self) -> Ladder:
+        """The shapes, with the rows of all processes."""
+        return self.runner.ladder.with_rows(self._rows.of_all)
 
     def reserve(self, count: int) -> int:
         """Numbers for so many requests; the first of them."""
@@ -95,13 +117,18 @@ class Engine:
         Raises:
             ValueError: as `Reader.read`.
             RuntimeError: the engine is closed.
+            HostError: where several processes work together: another one failed.
         """
         self.runner.check_open()
         work = ((start, window, reading) for start, window in pipeline.windows(requests))
         progress = Progress(use_tqdm, total)
         try:
-            with closing(pipeline.ahead(self._tokenising, self._reader.read, work)) as tokenised:
-                answers = pipeline.execute(tokenised, self.runner, task, total)
+            with (
+                self.schedule.run(task),
+                closing(pipeline.ahead(self._tokenising, self._reader.read, work)) as tokenised,
+                closing(pipeline.execute(tokenised, self.runner, task, self.schedule, total)) as computed,
+            ):
+                answers: Iterator[Answer] = computed
                 if reading.in_parts:
                     answers = merge(answers, normalised=self.recipe.truncate_dim is None)
                 for sequence, rows in answers:

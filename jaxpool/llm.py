@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -45,7 +46,19 @@ DTYPES = {
     "bf16": "bfloat16",
 }
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 OneOrEach = PoolingParams | Sequence[PoolingParams] | None
+
+
+def _joint(method: Method) -> Method:
+    """Of a method that computes: where several processes work together, its error ends the call in all of them."""
+
+    @wraps(method)
+    def call(self: LLM, *args: Any, **kwargs: Any) -> Any:
+        with self._engine.schedule.call():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class LLM:
@@ -175,6 +188,7 @@ class LLM:
         """Whether an empty text behind this prompt has any token."""
         return bool(self._prompt(prompt_name, prompt)) or self._engine.tokenizer.special_count > 0
 
+    @_joint
     def encode(
         self,
         prompts: Any = None,
@@ -211,11 +225,13 @@ class LLM:
         """
         check_call_arguments("encode", vllm_arguments)
         task = _pooling_task(pooling_task, self.recipe)
-        parsed = parse_prompts(_either(prompts, prompt_token_ids))
+        given = _either(prompts, prompt_token_ids)
+        parsed = [] if self._may_be_none(given) else parse_prompts(given)
         requests = list(zip(parsed, self._options(pooling_params, len(parsed), task), strict=True))
         reading = self._reading(self._default_prompt(), truncate_prompt_tokens, tokenization_kwargs, task)
         return self._answers(task, requests, reading, use_tqdm)
 
+    @_joint
     def embed(
         self,
         prompts: Any = None,
@@ -244,6 +260,7 @@ class LLM:
         )
         return [EmbeddingRequestOutput.from_base(output) for output in outputs]
 
+    @_joint
     def classify(
         self,
         prompts: Any = None,
@@ -273,6 +290,7 @@ class LLM:
         )
         return [ClassificationRequestOutput.from_base(output) for output in outputs]
 
+    @_joint
     def reward(
         self,
         prompts: Any = None,
@@ -301,6 +319,7 @@ class LLM:
             prompt_token_ids=prompt_token_ids,
         )
 
+    @_joint
     def score(
         self,
         data_1: Any,
@@ -335,7 +354,8 @@ class LLM:
             ValueError: numbers of texts that do not fit, a model that gives no score, and as `encode`.
         """
         check_call_arguments("score", vllm_arguments)
-        pairs = scoring.parse_pairs(data_1, data_2, self.recipe.architecture)
+        none = self._may_be_none(data_1) and self._may_be_none(data_2)
+        pairs = ([], []) if none else scoring.parse_pairs(data_1, data_2, self.recipe.architecture)
         if self.recipe.embeds:
             if chat_template is not None or instruction is not None:
                 raise ValueError("chat_template and instruction are for models that read both texts at once")
@@ -350,6 +370,7 @@ class LLM:
         reading = self._reading("", truncate_prompt_tokens, tokenization_kwargs, CLASSIFY)
         return [ScoringRequestOutput.from_base(o) for o in self._answers(CLASSIFY, requests, reading, use_tqdm)]
 
+    @_joint
     def rerank(
         self,
         query: str,
@@ -388,6 +409,7 @@ class LLM:
         )
         return scoring.rank([output.outputs.score for output in outputs], documents, top_n, return_documents)
 
+    @_joint
     def embed_array(
         self,
         texts: Any,
@@ -422,6 +444,7 @@ class LLM:
                 result[owner] = vector
         return result
 
+    @_joint
     def embed_stream(
         self,
         texts: Iterable[Any],
@@ -463,6 +486,7 @@ class LLM:
         """The checkpoint's own similarity of every row of `a` [n, D] with every row of `b` [m, D]: float32 [n, m]."""
         return similarity(self.recipe.similarity, a, b)
 
+    @_joint
     def warmup(self, *tasks: str) -> None:
         """Compiles and runs every shape, so that nothing compiles later (`stats.compilations` stands still).
 
@@ -474,7 +498,7 @@ class LLM:
     def memory_plan(self) -> memory.MemoryPlan:
         """What each device holds: its part of the weights and of the largest batch's activations."""
         engine = self._engine
-        mesh, ladder = engine.meshes[0], engine.runner.ladder
+        mesh, ladder = engine.meshes[0], engine.ladder
         platform = mesh.devices.flat[0].platform
         return memory.memory_plan(self.recipe, self.dtype, ladder, mesh, fsdp=self._fsdp, platform=platform)
 
@@ -571,6 +595,10 @@ class LLM:
 
     def _own_options(self, params: PoolingParams | None) -> Options:
         return self._options(params, 1, EMBED)[0]
+
+    def _may_be_none(self, given: Any) -> bool:
+        """Whether nothing is given, and that is no error: of several processes, one may have no share of the work."""
+        return self._engine.schedule.binding and isinstance(given, (list, tuple)) and not given
 
     def _one_vector(self, method: str) -> None:
         if not self.recipe.embeds:

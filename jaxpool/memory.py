@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxpool.attention import blocked
-from jaxpool.batching import MIN_TOKENS, Ladder, make_ladder
+from jaxpool.batching import MIN_TOKENS, Ladder, Shape, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import ParamSpec, count
 from jaxpool.program import device_specs, param_specs
 from jaxpool.recipe import Recipe
-from jaxpool.sharding import DATA, MODEL, param_partition
+from jaxpool.sharding import DATA, MODEL, own_device, param_partition
 
 # Batches of this many tokens where the platform has not been asked: measured on CPU (docs/performance.md);
 # chips want enough rows to fill their matrix units.
@@ -85,7 +85,7 @@ def memory_plan(
     Raises:
         ValueError: as `sharding.param_partition`.
     """
-    largest = max(ladder.shapes, key=lambda s: (s.area * s.tokens, s.area))
+    largest = largest_shape(ladder)
     area, shards = largest.area // mesh.shape[DATA], mesh.shape.get(MODEL, 1)
     activations = activation_bytes(recipe, dtype, area, largest.tokens, shards, platform)
     if fsdp:
@@ -96,6 +96,11 @@ def memory_plan(
         activations=activations,
         batch_tokens=largest.area,
     )
+
+
+def largest_shape(ladder: Ladder) -> Shape:
+    """The shape whose batches take most memory."""
+    return max(ladder.shapes, key=lambda s: (s.area * s.tokens, s.area))
 
 
 def weight_bytes(recipe: Recipe, dtype: Any, mesh: Any, *, fsdp: bool = False) -> int:
@@ -128,7 +133,7 @@ def activation_bytes(recipe: Recipe, dtype: Any, tokens: int, row: int, shards: 
 
 def needs_fsdp(recipe: Recipe, dtype: Any, mesh: Mesh) -> bool:
     """Whether the weights of a replica fit its devices only if the data axis shares them out; said at INFO."""
-    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    limit = (own_device(mesh).memory_stats() or {}).get("bytes_limit")
     if limit is None or mesh.shape[DATA] == 1:
         return False
     needed = weight_bytes(recipe, dtype, mesh)
@@ -164,7 +169,7 @@ def choose_ladder(
 ) -> Ladder:
     """The shapes of an engine on `mesh`; `budget` tokens a batch, or what `token_budget` gives each of its groups."""
     shards = mesh.shape[DATA]
-    device = mesh.devices.flat[0]
+    device = own_device(mesh)
     tokens = budget or token_budget(recipe, dtype, device, mesh, fsdp=fsdp) * shards
     lanes = MIN_TOKENS if device.platform == "cpu" else CHIP_LANES
     return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, lanes=lanes)

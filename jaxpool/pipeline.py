@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, balance, plan
+from jaxpool.hosts import Schedule
 from jaxpool.runner import Runner
 from jaxpool.tasks import PER_TOKEN
 
@@ -53,8 +54,8 @@ def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[
 
 
 def execute(
-    tokenised: Iterable[list[Sequence]], runner: Runner, task: str, total: int | None = None
-) -> Iterator[tuple[Sequence, np.ndarray]]:
+    tokenised: Iterable[list[Sequence]], runner: Runner, task: str, schedule: Schedule, total: int | None = None
+) -> Generator[tuple[Sequence, np.ndarray], None, None]:
     """Runs windows of sequences and yields (sequence, its float32 rows) as batches finish, in no fixed order.
 
     The rows are [C], or for a task that answers for every token [T, C].
@@ -66,12 +67,17 @@ def execute(
         tokenised: the windows.
         runner: what runs them.
         task: of the recipe's.
+        schedule: whether other processes have a say.
         total: how many requests there are in all windows, if that is known: it tells which is the last.
     """
     limit, per_token = 2 * len(runner.replicas) + 1, task in PER_TOKEN
     running: deque[tuple[Plan, list[Sequence], Future[np.ndarray]]] = deque()
+    planned: deque[tuple[Plan, list[Sequence]]] = deque()
     held: list[Sequence] = []
-    seen = 0
+
+    def start() -> None:
+        batch, sequences = planned.popleft()
+        running.append((batch, sequences, runner.submit(task, batch, sequences)))
 
     def submit(sequences: list[Sequence], flush: list[bool] | None) -> Iterator[tuple[Sequence, np.ndarray]]:
         nonlocal held
@@ -80,31 +86,34 @@ def execute(
         if flush is None:
             plans = balance(plans, lengths, runner.ladder, len(runner.replicas))
         held = [sequences[i] for i in kept]
-        runner.prepare(task, [batch.shape for batch in plans[1:]])
-        for batch in plans:
+        planned.extend((batch, sequences) for batch in schedule.agree(plans))
+        runner.prepare(task, [batch.shape for batch, _ in list(planned)[1:]])
+        while planned:
             while len(running) >= limit or (running and running[0][2].done()):
-                yield from _unpack(*running.popleft(), per_token)
-            running.append((batch, sequences, runner.submit(task, batch, sequences)))
+                yield from finish()
+            start()
+
+    def finish() -> Iterator[tuple[Sequence, np.ndarray]]:
+        batch, sequences, future = running.popleft()
+        yield from _unpack(batch, sequences, schedule.result(future), per_token)
 
     try:
-        for window in tokenised:
+        for window, last in schedule.windows(tokenised, total):
             runner.stats.add(truncated=sum(s.truncated * len(s.owners) for s in window))
-            seen += sum(len(s.owners) for s in window)
             waiting = held
-            last = total is not None and seen >= total
             yield from submit(waiting + window, None if last else [True] * len(waiting) + [False] * len(window))
-        yield from submit(held, None)
         while running:
-            yield from _unpack(*running.popleft(), per_token)
+            yield from finish()
     finally:
-        for _, _, future in running:
+        while planned and schedule.binding:
+            start()
+        for _, _, future in running if not schedule.binding else ():
             future.cancel()
 
 
 def _unpack(
-    batch: Plan, sequences: list[Sequence], future: Future[np.ndarray], per_token: bool
+    batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool
 ) -> Iterator[tuple[Sequence, np.ndarray]]:
-    output = future.result()
     for r, row in enumerate(batch.members):
         start = 0
         for m, i in enumerate(row):
@@ -112,5 +121,6 @@ def _unpack(
                 break
             sequence = sequences[i]
             stop = start + len(sequence.ids)
-            yield sequence, output[r, start:stop] if per_token else output[r, m]
+            if sequence.owners:  # else another process waits for it
+                yield sequence, output[r, start:stop] if per_token else output[r, m]
             start = stop

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +29,9 @@ DEEP, COPIES_STACKS = 12, ("TPU7x", "TPU v7")
 THREADS = 4
 # A stack of more bytes is put together on the devices, layer by layer, and never whole on the host.
 LARGE = 2**26
+# Bytes of parameters, as the devices hold them, that are read at a time: while they are turned into the model's own
+# layout, the host holds two or three times as many.
+ON_THE_WAY = 2**27
 
 Read = Callable[[Index], np.ndarray]
 Declared = ParamSpec | QuantArray
@@ -71,18 +76,27 @@ def load_to_mesh(
         extras: as `loading.stored`.
         progress: called with the bytes of what has been placed, from several threads.
     """
-    specs, target = flatten(device_specs(recipe)), _Target(mesh, dtype, fsdp)
+    specs, target, room = flatten(device_specs(recipe)), _Target(mesh, dtype, fsdp), _Room(ON_THE_WAY)
 
     def place(path: str, leaf: Leaf, read: Read) -> Any:
         spec = specs.get(path, leaf.spec)
-        if leaf.spec.axes[:1] != ("layers",) or (stacked and _size(leaf.spec, dtype) <= LARGE):
-            placed = target.place(spec, read)
-            progress(_size(leaf.spec, dtype))
-            return placed
-        layers = _layers(target, spec, read, leaf.spec.shape[0], partial(progress, _size(one_layer(leaf.spec), dtype)))
+        layered = leaf.spec.axes[:1] == ("layers",) and not (stacked and _size(leaf.spec, dtype) <= LARGE)
+        size = _size(one_layer(leaf.spec) if layered else leaf.spec, dtype)
+
+        @contextmanager
+        def counted() -> Iterator[None]:
+            with room.taken(size):
+                yield
+            progress(size)
+
+        if not layered:
+            with counted():
+                return target.place(spec, read)
+        layers = _layers(target, spec, read, leaf.spec.shape[0], counted)
         return target.stack(spec, layers) if stacked else list(layers)
 
-    params = load(recipe, place, extras=extras, threads=THREADS)
+    # Processes that share a mesh start their programs in one order, so each has one thread for them.
+    params = load(recipe, place, extras=extras, threads=1 if mesh.is_multi_process else THREADS)
     return params if stacked else params | {"backbone": unstack_layers(params["backbone"])}
 
 
@@ -92,12 +106,12 @@ def stored_bytes(recipe: Recipe, dtype: Any) -> int:
 
 
 def _layers(
-    target: _Target, spec: Declared, read: Read, depth: int, progress: Callable[[], Any]
+    target: _Target, spec: Declared, read: Read, depth: int, counted: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[jax.Array | QuantArray]:
     layer = jax.tree.map(one_layer, spec)
     for number in range(depth):
-        yield target.place(layer, partial(_of_layer, read, number))
-        progress()
+        with counted():
+            yield target.place(layer, partial(_of_layer, read, number))
 
 
 def _of_layer(read: Read, layer: int, index: Index) -> np.ndarray:
@@ -106,6 +120,27 @@ def _of_layer(read: Read, layer: int, index: Index) -> np.ndarray:
 
 def _size(spec: ParamSpec, dtype: Any) -> int:
     return math.prod(spec.shape) * spec.dtype_or(dtype).itemsize
+
+
+class _Room:
+    """So many bytes may be on their way at a time; what is larger goes alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh
 
-from jaxpool.batching import make_ladder
-from jaxpool.memory import CHIP_BUDGET, CHIP_LANES, MemoryPlan, mebibytes, memory_plan
+from jaxpool import ahead
+from jaxpool.batching import Shape, make_ladder
+from jaxpool.memory import CHIP_BUDGET, CHIP_LANES, MemoryPlan, largest_shape, mebibytes, memory_plan
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA, MODEL
 from jaxpool.slices import Slice
@@ -27,6 +29,7 @@ class Layout:
         fsdp: whether the data axis shares out the parameters.
         plan: what a device then holds; None where it cannot be.
         problem: why it cannot be, or does not fit; None if it fits.
+        largest: the shape of its largest batches; None where it cannot be.
     """
 
     data: int
@@ -34,6 +37,7 @@ class Layout:
     fsdp: bool
     plan: MemoryPlan | None
     problem: str | None
+    largest: Shape | None = None
 
     @property
     def mesh(self) -> AbstractMesh:
@@ -47,6 +51,26 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """Bytes on each device of the program for the largest batches, as XLA's compiler for the chip plans them."""
+
+    arguments: int
+    outputs: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.arguments + self.outputs + self.temporary
+
+    def as_text(self, plan: MemoryPlan) -> str:
+        """For people, beside the estimate."""
+        sizes = f"weights and inputs {mebibytes(self.arguments)}, outputs {mebibytes(self.outputs)}"
+        total = f"{mebibytes(self.total)} (estimated {plan.total / self.total:.2f} of it)"
+        return f"{sizes}, temporary {mebibytes(self.temporary)}, total {total}"
+
+
+@dataclass(frozen=True)
 class SlicePlan:
     """What was found for one slice.
 
@@ -54,11 +78,13 @@ class SlicePlan:
         slice: which.
         layouts: in the order of preference: data parallel first, then tensor parallel, then FSDP.
         smallest: the smallest slice of the same kind that has a layout that fits, with that layout; None if none has.
+        compiled: what the compiler says of the first layout that fits; None if it was not asked.
     """
 
     slice: Slice
     layouts: tuple[Layout, ...]
     smallest: tuple[Slice, Layout] | None
+    compiled: Compiled | None = None
 
     @property
     def best(self) -> Layout | None:
@@ -79,6 +105,8 @@ class SlicePlan:
                 sizes += f" {plan.batch_tokens:>14,}"
             lines.append(f"{place}{sizes}  {layout.problem or 'fits'}")
         lines += ["", f"best: {self.best.arguments}" if self.best else f"nothing fits {self.slice}"]
+        if self.compiled and self.best and self.best.plan:
+            lines.append(f"compiled: {self.compiled.as_text(self.best.plan)}")
         if self.smallest:
             lines.append(f"smallest: {self.smallest[0]}, {self.smallest[1].arguments}")
         return "\n".join(lines)
@@ -92,6 +120,7 @@ class SlicePlan:
             "memory": self.slice.memory,
             "layouts": [asdict(layout) for layout in self.layouts],
             "best": None if best is None else asdict(best),
+            "compiled": self.compiled and {**asdict(self.compiled), "total": self.compiled.total},
             "smallest": self.smallest and {"topology": str(self.smallest[0]), **asdict(self.smallest[1])},
         }
 
@@ -102,6 +131,32 @@ def plan_slice(recipe: Recipe, dtype: Any, where: Slice) -> SlicePlan:
     found = ((other, _first_that_fits(layouts(recipe, dtype, other))) for other in slices)
     smallest = next(((other, layout) for other, layout in found if layout), None)
     return SlicePlan(where, tuple(layouts(recipe, dtype, where)), smallest)
+
+
+def with_compiled(found: SlicePlan, recipe: Recipe, dtype: Any) -> SlicePlan:
+    """The plan, with the compiler's own figures for its best layout beside the estimate. Takes minutes.
+
+    Raises:
+        ValueError: no layout fits, the kind is one that nothing compiles for here (GPUs), libtpu does not know the
+            slice, or the compiler says that the layout does not fit.
+        ImportError: libtpu is not there.
+    """
+    best = found.best
+    if best is None or best.largest is None or found.slice.chip.platform != "tpu":
+        raise ValueError(f"{found.slice}: nothing to compile" + ("" if best is None else ": only TPUs have a compiler"))
+    if reason := ahead.missing():
+        raise ImportError(reason)
+    ahead.prepare()
+    try:
+        mesh = ahead.mesh_of(str(found.slice), best.model)
+        executable, _ = ahead.compile_for(recipe, mesh, best.largest, dtype, fsdp=best.fsdp)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"{found.slice}, {best.arguments}: {str(error).splitlines()[0]}") from error
+    memory = executable.memory_analysis()
+    if memory is None:
+        raise ValueError(f"{found.slice}: this libtpu says nothing of memory")
+    sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    return replace(found, compiled=Compiled(*sizes))
 
 
 def _first_that_fits(layouts: Iterable[Layout]) -> Layout | None:
@@ -128,6 +183,6 @@ def _layout(recipe: Recipe, dtype: Any, where: Slice, model: int, fsdp: bool) ->
         except ValueError as error:
             return Layout(data, model, fsdp, None, str(error))
         if plan.total <= where.memory:
-            return Layout(data, model, fsdp, plan, None)
+            return Layout(data, model, fsdp, plan, None, largest_shape(ladder))
         tokens //= 2
     return Layout(data, model, fsdp, plan, "does not fit")

@@ -9,19 +9,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxpool.batch import Inputs
+from jaxpool.batch import OPTIONS, Inputs
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder, Plan, Shape
+from jaxpool.hosts.rows import Rows
 from jaxpool.log import logger
 from jaxpool.params import Tree
-from jaxpool.sharding import rows_sharding, split_sequences
+from jaxpool.sharding import split_sequences
 
 Program = Callable[[Tree, Inputs], jax.Array]
 
@@ -29,9 +30,6 @@ Program = Callable[[Tree, Inputs], jax.Array]
 # copy to hide, and a second batch would be better off on another core.
 _IN_FLIGHT = {"cpu": 1}
 _IN_FLIGHT_ON_CHIPS = 2
-
-# What goes with each sequence beside its ids and length.
-_OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths"))
 
 
 @dataclass
@@ -85,8 +83,9 @@ class Replica:
         self._by_sequence = by_sequence
         self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
         self._params = params
-        self._rows = rows_sharding(mesh)
-        self._jitted = {task: jax.jit(program, out_shardings=self._rows) for task, program in programs.items()}
+        self.rows = Rows(mesh)
+        sharding = self.rows.sharding
+        self._jitted = {task: jax.jit(program, out_shardings=sharding) for task, program in programs.items()}
         self._executables: dict[tuple[str, Shape], Future[Callable[..., jax.Array]]] = {}
         self._stats = stats
         self._lock = threading.Lock()
@@ -108,8 +107,8 @@ class Replica:
         return executable.result()
 
     def _compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
-        abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self._rows)
-        inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, abstract)
+        abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self.rows.sharding)
+        inputs = Inputs.of_shape(self.rows.of_all(shape.rows), shape.tokens, shape.places, abstract)
         with jax.set_mesh(self.mesh), split_sequences(self._by_sequence):
             compiled = self._jitted[task].lower(self._params, inputs).compile()
         self._stats.add(compilations=1)
@@ -121,9 +120,13 @@ class Replica:
 
     def dispatch(self, task: str, shape: Shape, inputs: Inputs) -> jax.Array:
         """Starts one batch; the copy to the host starts as soon as it is computed."""
-        output = self.compile(task, shape)(self._params, jax.device_put(inputs, self._rows))
+        output = self.compile(task, shape)(self._params, self.rows.upload(inputs))
         output.copy_to_host_async()
         return output
+
+    def download(self, output: jax.Array) -> np.ndarray:
+        """Waits for what `dispatch` started: the rows that are this process's, all where there is one."""
+        return self.rows.download(output)
 
 
 @dataclass
@@ -169,7 +172,7 @@ def _serve(replica: Replica, work: _WorkQueue) -> None:
     def finish() -> None:
         item, output = running.popleft()
         try:
-            item.future.set_result(np.asarray(output))
+            item.future.set_result(replica.download(output))
         except BaseException as error:
             item.future.set_exception(error)
 
@@ -198,11 +201,14 @@ class Runner:
 
     Args:
         replicas: at least one.
-        ladder: the shapes.
+        ladder: the shapes, with the rows that are this process's own.
         stats: where to count.
+        patience: seconds that the end waits for a batch in flight, which may hang for another process; None: any.
     """
 
-    def __init__(self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, *, patience: float | None = None
+    ) -> None:
         self.replicas = replicas
         self.ladder = ladder
         self.stats = stats
@@ -214,7 +220,7 @@ class Runner:
         ]
         for thread in self._threads:
             thread.start()
-        self._stop = weakref.finalize(self, _stop, self._work, self._threads, self._compiling)
+        self._stop = weakref.finalize(self, _stop, self._work, self._threads, self._compiling, patience)
 
     def prepare(self, task: str, shapes: Iterable[Shape]) -> None:
         """Compiles shapes in the background, in order, while batches run: those that a call is about to need."""
@@ -258,7 +264,7 @@ class Runner:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            smaller = _halve(self.ladder, self.replicas[0].mesh.shape["data"])
+            smaller = _halve(self.ladder, self.replicas[0].rows.multiple)
             largest = max(shape.area for shape in self.ladder.shapes)
             logger.warning(
                 "a batch of %d tokens does not fit the device's memory; going on with half of that. "
@@ -289,21 +295,20 @@ def _prepare(replica: Replica, task: str, shape: Shape) -> None:
         replica.compile(task, shape)
 
 
-def _stop(work: _WorkQueue, threads: list[threading.Thread], compiling: ThreadPoolExecutor) -> None:
+def _stop(
+    work: _WorkQueue, threads: list[threading.Thread], compiling: ThreadPoolExecutor, patience: float | None
+) -> None:
     compiling.shutdown(wait=False, cancel_futures=True)
     # A thread left inside XLA while the interpreter ends takes the process down, hence the join.
     work.close(len(threads))
     for thread in threads:
         if thread is not threading.current_thread():
-            thread.join()
+            thread.join(patience)
 
 
 def _halve(ladder: Ladder, row_multiple: int) -> Ladder:
-    def smaller(shape: Shape) -> Shape:
-        return replace(shape, rows=max(row_multiple, shape.rows // 2 // row_multiple * row_multiple))
-
-    halved = {tokens: smaller(shape) for tokens, shape in ladder.full.items()}
-    return replace(ladder, full=halved, small=ladder.small if ladder.packed else halved)
+    halved = ladder.with_rows(lambda rows: max(row_multiple, rows // 2 // row_multiple * row_multiple))
+    return replace(halved, small=ladder.small) if ladder.packed else halved
 
 
 def fill(plan: Plan, sequences: Sequence[TokenSequence]) -> Inputs:
@@ -319,7 +324,7 @@ def fill(plan: Plan, sequences: Sequence[TokenSequence]) -> Inputs:
             length = len(sequence.ids)
             inputs.ids[r, start : start + length] = sequence.ids
             inputs.lengths[r, m] = length
-            for option in _OPTIONS:
+            for option in OPTIONS:
                 getattr(inputs, option)[r, m] = getattr(sequence, option)
             start += length
     return inputs

@@ -133,6 +133,11 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(even, mesh, rules=rules))
 
 
+def own_device(mesh: Mesh) -> Any:
+    """One of a mesh's devices that this process can ask; all are of a kind."""
+    return next(device for device in mesh.devices.flat if device.process_index == jax.process_index())
+
+
 def make_mesh(devices: Sequence[Any], tensor_parallel: int = 1) -> Mesh:
     """A mesh ("data", "model") over `devices`, `tensor_parallel` of them side by side on the model axis."""
     shape = (len(devices) // tensor_parallel, tensor_parallel)
@@ -142,6 +147,7 @@ def make_mesh(devices: Sequence[Any], tensor_parallel: int = 1) -> Mesh:
 def replica_meshes(data_parallel_size: int | None, mesh: Mesh | None, tensor_parallel_size: int = 1) -> list[Mesh]:
     """The sub-meshes that batches are handed to as they fall free.
 
+    Of this process's own devices, unless the sizes ask for more: then one mesh over those of all processes.
     On chips one SPMD replica over all of them; on CPU one replica a core, since XLA's own thread pool scales
     poorly (see docs/performance.md), or one SPMD replica where a size was asked for.
 
@@ -163,19 +169,29 @@ def replica_meshes(data_parallel_size: int | None, mesh: Mesh | None, tensor_par
         raise ValueError(f"tensor_parallel_size is {tensor_parallel_size}, expected at least 1")
     streams = _start_cpu_streams()
     devices = jax.local_devices()
+    if max(1, data_parallel_size or 1) * tensor_parallel_size > len(devices):
+        devices = jax.devices()  # those of all processes, which then work together
     there = f"there are {len(devices)} devices"
     if tensor_parallel_size > len(devices):
         raise ValueError(f"tensor_parallel_size is {tensor_parallel_size}, but {there}")
     if data_parallel_size is not None:
         wanted = data_parallel_size * tensor_parallel_size
+        of = f" times tensor_parallel_size {tensor_parallel_size}" if tensor_parallel_size > 1 else ""
         if data_parallel_size < 1 or wanted > len(devices):
-            of = f" times tensor_parallel_size {tensor_parallel_size}" if tensor_parallel_size > 1 else ""
             raise ValueError(f"data_parallel_size is {data_parallel_size}{of}, but {there}")
+        _check_all_take_part(devices[:wanted], f"data_parallel_size is {data_parallel_size}{of}")
         return [make_mesh(devices[:wanted], tensor_parallel_size)]
     if devices[0].platform == "cpu" and tensor_parallel_size == 1:
         return [make_mesh([device]) for device in devices[:streams]]
     groups = len(devices) // tensor_parallel_size
+    _check_all_take_part(devices[: groups * tensor_parallel_size], f"tensor_parallel_size is {tensor_parallel_size}")
     return [make_mesh(devices[: groups * tensor_parallel_size], tensor_parallel_size)]
+
+
+def _check_all_take_part(devices: Sequence[Any], asked: str) -> None:
+    taken = len({device.process_index for device in devices})
+    if 1 < taken < jax.process_count():
+        raise ValueError(f"{asked}: that takes devices of {taken} processes, but there are {jax.process_count()}")
 
 
 @cache

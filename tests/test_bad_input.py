@@ -142,7 +142,7 @@ def test_prompts_by_name(llm):
 BAD_ARGUMENTS = [
     (dict(task="dance"), "Unsupported task: 'dance'"),
     (dict(dtype="float16"), "dtype is 'float16'"),
-    (dict(tensor_parallel_size=2), "tensor_parallel_size is 2"),
+    (dict(tensor_parallel_size=99), "tensor_parallel_size is 99"),
     (dict(data_parallel_size=99), "data_parallel_size is 99"),
     (dict(max_model_len=10_000), "max_model_len is 10000"),
     (dict(max_model_len=0), "max_model_len is 0"),

@@ -1,18 +1,26 @@
 """Weights onto devices: the same arrays however they get there, counted, and errors that come out of threads."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxpool import placement
-from jaxpool.converters.rules import CheckpointError
-from jaxpool.params import unstack_layers
+from jaxpool.converters.export import write_safetensors
+from jaxpool.converters.rules import CheckpointError, to_checkpoint
+from jaxpool.loading import family_table
+from jaxpool.params import flatten, unstack_layers
 from jaxpool.placement import load_to_mesh, stored_bytes
+from jaxpool.program import param_specs
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import make_mesh
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, write_model
 
 
 @pytest.fixture
@@ -42,6 +50,36 @@ def test_progress_comes_to_the_whole(tmp_path, mesh, stacked):
     load_to_mesh(recipe, mesh, "float32", stacked=stacked, progress=sizes.append)
     assert sum(sizes) == stored_bytes(recipe, "float32")
     assert len(sizes) > 10
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_loading_takes_little_beside_the_weights(tmp_path, devices):
+    """At most 3 GB for a checkpoint of 16 GB in 8 files, measured on one of a 25th of it."""
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 4}
+    more = {"intermediate_size": 3072, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "vocab_size": 8_000}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes, **more}
+    small = write_model(
+        tmp_path / "small", "LlamaForCausalLM", "llama", **sizes | more | {"hidden_size": 64, "intermediate_size": 96}
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    recipe = read_recipe(tmp_path / "model")
+    weights = {name: np.zeros(s.shape, jnp.bfloat16) for name, s in flatten(param_specs(recipe)).items()}
+    total = sum(array.nbytes for array in weights.values())
+    table = family_table(recipe).whole("backbone", "head", ())
+    write_safetensors(tmp_path / "model", "model", to_checkpoint(weights, table), max_shard_bytes=total // 7)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == 8
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.loading_memory", small, tmp_path / "model", str(devices)],
+        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    held, beside = map(int, done.stdout.split())
+    assert total <= held < 1.01 * total
+    assert beside < total * 3 / 16
 
 
 def test_a_truncated_file_is_named(tmp_path, mesh):

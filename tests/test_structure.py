@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jaxpool
@@ -17,6 +18,7 @@ STREET = [
     {"corpus.command"},
     {"corpus.shards"},
     {"corpus.job", "inspection", "convert", "plan"},
+    {"ahead"},
     {"corpus.embedding", "corpus.fingerprint"},
     {"integrations.ray"},
     {"integrations.tables"},
@@ -27,6 +29,9 @@ STREET = [
     {"pooling_params", "pipeline", "loading"},
     {"program"},
     {"runner"},
+    {"hosts"},
+    {"hosts.schedule"},
+    {"hosts.messages", "hosts.tokens", "hosts.rows", "hosts.gather"},
     {"recipe"},
     {"head_choice"},
     {"sentence_transformers", "tokens", "rerankers"},
@@ -123,6 +128,12 @@ def test_imports_run_one_way():
             if target and target != name and FLOOR[target] <= FLOOR[name] and not target.startswith(f"{name}."):
                 wrong.append(f"{name} imports {target}")
     assert not wrong
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == there | {"jaxpool.converters"}
 
 
 def test_families_have_twins():

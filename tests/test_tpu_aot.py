@@ -58,6 +58,29 @@ def programs():
     return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
+def test_the_plan_beside_the_compiler(tmp_path):
+    if reason := tpu_aot.missing():
+        pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
+    decoder = {"architectures": ["Qwen2ForRewardModel"], "model_type": "qwen2", "num_labels": 1, "rms_norm_eps": 1e-6}
+    # A 7B's layers: estimates are for models whose sizes matter.
+    sizes = {
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | decoder | sizes))
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "jaxpool", "plan", tmp_path, "--topology", "v5e:2x4", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    planned = found["best"]["plan"]["weights"] + found["best"]["plan"]["activations"]
+    assert 0.85 < planned / found["compiled"]["total"] < 1.15
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_program_compiles(programs, case):
     found = programs[case]

@@ -1,0 +1,67 @@
+"""Whether anything else runs on the machine while a figure is taken; waits until nothing does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.machine import cores
+
+T = TypeVar("T")
+
+# Of all cores' time, at most, may be other processes'.
+SHARE = 0.08
+# Rounds that are taken again before one is kept as it is.
+TRIES = 20
+
+
+def undisturbed(group: int, measure: Callable[[], T], say: Callable[[str], None]) -> T:
+    """`measure()` while only a process group runs: waits for that, and measures again where it did not last.
+
+    Args:
+        group: the processes that are measured; all others of the comparison are stopped.
+        measure: what takes the figure.
+        say: takes a line about a round that is repeated.
+    """
+    for _ in range(TRIES):
+        _wait()
+        start, others = time.monotonic(), _busy() - _of(group)
+        result = measure()
+        share = (_busy() - _of(group) - others) / (time.monotonic() - start) / cores()
+        if share <= SHARE:
+            return result
+        say(f"others took {share:.0%} of the cores: once more")
+    return result
+
+
+def _wait() -> None:
+    while True:
+        before = _busy()
+        time.sleep(1)
+        if _busy() - before <= SHARE * cores():
+            return
+
+
+def _busy() -> float:
+    """Seconds that all cores have worked so far; 0 where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _of(group: int) -> float:
+    """Seconds that a process group has worked so far."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[2]) == group:
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
