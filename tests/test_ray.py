@@ -24,7 +24,7 @@ pytest.importorskip("ray.data", reason="NOTHING OF jaxpool.integrations.ray IS T
 psutil = pytest.importorskip("psutil", reason="NOTHING OF jaxpool.integrations.ray IS TESTED without psutil")
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_embed.py"
-ROWS = 180
+ROWS = 120
 # Of the cluster's processes: no looking for chips, on the hub or for a cloud's credentials, and no device counts that
 # another test has set.
 ENVIRONMENT = {
@@ -54,7 +54,9 @@ def cluster():
             for _ in range(2):
                 cluster.add_node(**NODE)
             ray.init(address=cluster.address, log_to_driver=False)
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.read_op_min_num_blocks = 4  # Ray would make a task of each row
             logging.getLogger("ray.data").setLevel(logging.WARNING)
             yield cluster
         finally:
@@ -147,7 +149,7 @@ def test_what_dies_is_done_again(cluster, embedder):
 
     texts = list(map(text, range(ROWS)))
     one_by_one = ray.data.TaskPoolStrategy(size=1)
-    slow = ray.data.range(ROWS, override_num_blocks=30).map_batches(slowly, compute=one_by_one, num_cpus=0.5)
+    slow = ray.data.range(ROWS, override_num_blocks=20).map_batches(slowly, compute=one_by_one, num_cpus=0.5)
     place = {"resources": {"replica": 1}, "llm_arguments": FEW}
     out = embed_dataset(slow, embedder, batch_size=6, concurrency=2, num_cpus=0.5, **place)
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
