@@ -26,6 +26,18 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 CASES = (("v5e:1x1", 128), ("v5e:1x1", 512), ("v5e:2x4", 2048))
+# Four kv heads, which eight chips do not divide: each has them all.
+DECODER = CONFIG | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
 CODE = """
 import json, sys
 from dataclasses import asdict
@@ -34,9 +46,11 @@ from benchmarks import tpu_aot
 tpu_aot.prepare()
 # 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
 jax.config.update("jax_exec_time_optimization_effort", -1.0)
-config, cases = json.loads(sys.argv[1])
+config, cases, decoder = json.loads(sys.argv[1])
 recipe = tpu_aot.recipe_of(config)
-print(json.dumps([asdict(tpu_aot.measure("small", recipe, *case, "bfloat16")) for case in cases]))
+found = [tpu_aot.measure("small", recipe, *case, "bfloat16") for case in cases]
+found.append(tpu_aot.measure("decoder", tpu_aot.recipe_of(decoder), "v5e:2x4", 2048, "bfloat16", shards=8))
+print(json.dumps([asdict(figures) for figures in found]))
 """
 
 
@@ -47,7 +61,7 @@ def programs():
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES])],
+        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, DECODER])],
         capture_output=True,
         text=True,
         check=False,
@@ -55,7 +69,15 @@ def programs():
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip((*CASES, "shared kv heads"), json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def test_kv_heads_that_chips_share(programs):
+    found = programs["shared kv heads"]
+    assert not found["error"]
+    assert found["kernels"] > 0
+    # After attention and after the MLP, and of the vocabulary's table.
+    assert found["collectives"] == {"all-reduce": 3}
 
 
 def test_the_plan_beside_the_compiler(tmp_path):
