@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxpool import hub, memory, scoring
+from jaxpool.calls import Call, Calls, OneOrEach
 from jaxpool.chat_templates import check_template, read_template
 from jaxpool.compile_cache import use_compile_cache
 from jaxpool.engine import Engine
@@ -25,16 +26,15 @@ from jaxpool.outputs import (
     ScoringRequestOutput,
 )
 from jaxpool.pooler_config import PoolerConfig
-from jaxpool.pooling_params import Options, PoolingParams, spread
+from jaxpool.pooling_params import PoolingParams
 from jaxpool.progress import UseTqdm
-from jaxpool.prompts import Parsed, parse_prompt, parse_prompts, parse_text
+from jaxpool.prompts import parse_prompt, parse_prompts, parse_text
 from jaxpool.quantization import check_kind
-from jaxpool.reading import Reading, check_truncation, make_reading
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Stats
 from jaxpool.sharding import replica_meshes
 from jaxpool.similarity import similarity
-from jaxpool.tasks import ALIASES, AUTO, CLASSIFY, EMBED, PER_TOKEN, TOKEN_CLASSIFY, asked_task, pooling_task
+from jaxpool.tasks import ALIASES, AUTO, CLASSIFY, EMBED, TOKEN_CLASSIFY, asked_task
 from jaxpool.tokens import load_tokenizer
 from jaxpool.vllm_arguments import check_call_arguments, check_vllm_arguments
 
@@ -47,7 +47,6 @@ DTYPES = {
 }
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-OneOrEach = PoolingParams | Sequence[PoolingParams] | None
 
 
 def _joint(method: Method) -> Method:
@@ -159,6 +158,7 @@ class LLM:
         ladder = memory.choose_ladder(
             recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic, fsdp=self._fsdp
         )
+        self._calls = Calls(recipe, read_tokens, self.model)
         self._engine = Engine(
             recipe, read_tokens, meshes, ladder, self.dtype, fsdp=self._fsdp, by_sequence=sequence_parallel
         )
@@ -186,7 +186,7 @@ class LLM:
 
     def takes_empty(self, prompt_name: str | None = None, prompt: str | None = None) -> bool:
         """Whether an empty text behind this prompt has any token."""
-        return bool(self._prompt(prompt_name, prompt)) or self._engine.tokenizer.special_count > 0
+        return bool(self._calls.prompt(prompt_name, prompt)) or self._engine.tokenizer.special_count > 0
 
     @_joint
     def encode(
@@ -224,12 +224,15 @@ class LLM:
             ValueError: something that is no prompt, too long, empty or out of vocabulary; the call gives nothing then.
         """
         check_call_arguments("encode", vllm_arguments)
-        task = _pooling_task(pooling_task, self.recipe)
-        given = _either(prompts, prompt_token_ids)
-        parsed = [] if self._may_be_none(given) else parse_prompts(given)
-        requests = list(zip(parsed, self._options(pooling_params, len(parsed), task), strict=True))
-        reading = self._reading(self._default_prompt(), truncate_prompt_tokens, tokenization_kwargs, task)
-        return self._answers(task, requests, reading, use_tqdm)
+        call = self._calls.encode(
+            _either(prompts, prompt_token_ids),
+            pooling_params,
+            pooling_task=pooling_task,
+            truncate=truncate_prompt_tokens,
+            tokenization=tokenization_kwargs,
+            none=self._may_be_none,
+        )
+        return self._answers(call, use_tqdm)
 
     @_joint
     def embed(
@@ -248,7 +251,7 @@ class LLM:
         Lists of floats are slow; `embed_array` gives one numpy array.
         """
         check_call_arguments("embed", vllm_arguments)
-        self._one_vector("embed")
+        self._calls.check_one_vector("embed")
         outputs = self.encode(
             prompts,
             pooling_params,
@@ -274,11 +277,7 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """The classes' probabilities of each prompt. Arguments and errors as `encode`."""
         check_call_arguments("classify", vllm_arguments)
-        if self.recipe.embeds:
-            raise ValueError(
-                "Classification API is not supported by this model. Try converting the model using "
-                "`--convert classify` (here: task='classify')."
-            )
+        self._calls.check_classifies("Classification", "classify")
         outputs = self.encode(
             prompts,
             pooling_params,
@@ -304,11 +303,7 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The rewards of each prompt: of every token, or of every step. Arguments, returns and errors as `encode`."""
         check_call_arguments("reward", vllm_arguments)
-        if self.recipe.embeds:
-            raise ValueError(
-                "Reward API is not supported by this model. Try converting the model using "
-                "`--convert reward` (here: task='reward')."
-            )
+        self._calls.check_classifies("Reward", "reward")
         return self.encode(
             prompts,
             pooling_params,
@@ -354,21 +349,22 @@ class LLM:
             ValueError: numbers of texts that do not fit, a model that gives no score, and as `encode`.
         """
         check_call_arguments("score", vllm_arguments)
-        none = self._may_be_none(data_1) and self._may_be_none(data_2)
-        pairs = ([], []) if none else scoring.parse_pairs(data_1, data_2, self.recipe.architecture)
-        if self.recipe.embeds:
-            if chat_template is not None or instruction is not None:
-                raise ValueError("chat_template and instruction are for models that read both texts at once")
-            return self._cosines(pairs, truncate_prompt_tokens, use_tqdm, pooling_params, tokenization_kwargs)
-        self._one_score()
-        params = spread(pooling_params, len(pairs[0]))
-        write = scoring.PairWriter(
-            self.recipe, self._engine.tokenizer.special_tokens, chat_template, _instruction(instruction, params)
+        none = self._may_be_none
+        pairs = self._calls.pairs(data_1, data_2, none=none)
+        call = self._calls.score(
+            pairs,
+            pooling_params,
+            truncate=truncate_prompt_tokens,
+            tokenization=tokenization_kwargs,
+            chat_template=chat_template,
+            instruction=instruction,
+            none=none,
         )
-        options = self._options(params, len(params), CLASSIFY)
-        requests = [(write(*pair), own) for *pair, own in zip(*pairs, options, strict=True)]
-        reading = self._reading("", truncate_prompt_tokens, tokenization_kwargs, CLASSIFY)
-        return [ScoringRequestOutput.from_base(o) for o in self._answers(CLASSIFY, requests, reading, use_tqdm)]
+        answers = self._answers(call, use_tqdm)
+        if self.recipe.embeds:
+            count = len(pairs[0])
+            answers = [self._cosine(*both) for both in zip(answers[:count], answers[count:], strict=True)]
+        return [ScoringRequestOutput.from_base(answer) for answer in answers]
 
     @_joint
     def rerank(
@@ -434,10 +430,10 @@ class LLM:
         Raises:
             ValueError: something that is no text, an unknown `prompt_name`, or an instance that pools nothing.
         """
-        self._one_vector("embed_array")
+        self._calls.check_one_vector("embed_array")
         parsed = [] if isinstance(texts, (list, tuple)) and not texts else parse_prompts(texts)
-        reading = self._cutting(self._prompt(prompt_name, prompt))
-        own = self._own_options(pooling_params)
+        reading = self._calls.cutting(self._calls.prompt(prompt_name, prompt))
+        (own,) = self._calls.options(pooling_params, 1, EMBED)
         result = np.empty((len(parsed), min(own.dimensions, self.recipe.embedding_size)), np.float32)
         for sequence, vector in self._engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
             for owner in sequence.owners:
@@ -466,11 +462,11 @@ class LLM:
         Raises:
             ValueError: as `embed_array`, when the text in question is drawn (up to a few thousand before its turn).
         """
-        self._one_vector("embed_stream")
+        self._calls.check_one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):
             raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
-        reading = self._cutting(self._prompt(prompt_name, prompt))
-        own = self._own_options(pooling_params)
+        reading = self._calls.cutting(self._calls.prompt(prompt_name, prompt))
+        (own,) = self._calls.options(pooling_params, 1, EMBED)
         parsed = ((parse_prompt(text, f"texts[{i}]"), own) for i, text in enumerate(texts))
         return self._engine.in_order(EMBED, parsed, reading, use_tqdm)
 
@@ -493,7 +489,7 @@ class LLM:
         Args:
             tasks: which of the model's tasks; none: the instance's own.
         """
-        self._engine.runner.warmup([_pooling_task(task, self.recipe) for task in tasks or (self.task,)])
+        self._engine.runner.warmup([self._calls.task(task) for task in tasks or (self.task,)])
 
     def memory_plan(self) -> memory.MemoryPlan:
         """What each device holds: its part of the weights and of the largest batch's activations."""
@@ -524,96 +520,25 @@ class LLM:
         }
         return "LLM(\n" + "".join(f"  {name}: {value}\n" for name, value in lines.items()) + ")"
 
-    def _answers(
-        self, task: str, requests: list[tuple[Parsed, Options]], reading: Reading, use_tqdm: UseTqdm
-    ) -> list[PoolingRequestOutput]:
-        outputs: list[PoolingRequestOutput | None] = [None] * len(requests)
-        first = self._engine.reserve(len(requests))
-        for sequence, data in self._engine.run(task, requests, reading, use_tqdm, len(requests)):
+    @property
+    def _may_be_none(self) -> bool:
+        """Whether a call may come without a prompt: of several processes, one may have no share of the work."""
+        return self._engine.schedule.binding
+
+    def _answers(self, call: Call, use_tqdm: UseTqdm) -> list[PoolingRequestOutput]:
+        count = len(call.requests)
+        outputs: list[PoolingRequestOutput | None] = [None] * count
+        first = self._engine.reserve(count)
+        for sequence, data in self._engine.run(call.task, call.requests, call.reading, use_tqdm, count):
             for i in sequence.owners:
                 outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(data.copy()), sequence.ids.tolist())
         return [output for output in outputs if output is not None]
 
-    def _cosines(
-        self,
-        pairs: tuple[list[str], list[str]],
-        truncate: int | None,
-        use_tqdm: UseTqdm,
-        pooling_params: OneOrEach,
-        tokenization: Mapping[str, Any] | None,
-    ) -> list[ScoringRequestOutput]:
-        self._one_vector("score")
-        params = spread(pooling_params, len(pairs[0]))
-        outputs = self.encode(
-            [*pairs[0], *pairs[1]],
-            [*params, *params],
-            truncate_prompt_tokens=truncate,
-            use_tqdm=use_tqdm,
-            pooling_task=EMBED,
-            tokenization_kwargs=tokenization,
-        )
+    def _cosine(self, a: PoolingRequestOutput, b: PoolingRequestOutput) -> PoolingRequestOutput:
+        score = scoring.cosine(a.outputs.data[None], b.outputs.data[None])[0]
         pad = self._engine.tokenizer.pad_id
-        scores = []
-        for a, b in zip(outputs[: len(params)], outputs[len(params) :], strict=True):
-            score = scoring.cosine(a.outputs.data[None], b.outputs.data[None])[0]
-            ids = [*a.prompt_token_ids, *([] if pad is None else [pad]), *b.prompt_token_ids]
-            base = PoolingRequestOutput(f"{a.request_id}_{b.request_id}", PoolingOutput(np.asarray(score)), ids)
-            scores.append(ScoringRequestOutput.from_base(base))
-        return scores
-
-    def _default_prompt(self) -> str:
-        embeds, name = self.recipe.embeds, self.recipe.default_prompt
-        return self.recipe.prompts[name] if embeds and name else ""
-
-    def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
-        if prompt is not None:
-            return parse_text(prompt, "prompt")
-        if prompt_name is None:
-            return self._default_prompt()
-        if prompt_name not in self.recipe.prompts:
-            raise ValueError(f"prompt_name is {prompt_name!r}, expected one of {list(self.recipe.prompts)}")
-        return self.recipe.prompts[prompt_name]
-
-    def _reading(self, prompt: str, truncate: Any, tokenization: Mapping[str, Any] | None, task: str) -> Reading:
-        in_parts = self.recipe.chunked and task not in PER_TOKEN
-        return make_reading(self.recipe, self._engine.tokenizer, prompt, truncate, tokenization, in_parts=in_parts)
-
-    def _cutting(self, prompt: str) -> Reading:
-        """Of the methods that cut what is too long; what is embedded in parts is longer than the model's limit."""
-        if self.recipe.chunked:
-            return replace(self._reading(prompt, None, None, EMBED), cut=True)
-        return self._reading(prompt, -1, None, EMBED)
-
-    def _options(self, params: OneOrEach, count: int, task: str) -> list[Options]:
-        options = []
-        for own in spread(params, count):
-            limit = own.truncate_prompt_tokens
-            if limit is not None:
-                limit = check_truncation(limit, self.recipe.max_length, self._engine.tokenizer)
-            options.append(replace(own.resolve(self.recipe, self.model, task), limit=limit))
-        return options
-
-    def _own_options(self, params: PoolingParams | None) -> Options:
-        return self._options(params, 1, EMBED)[0]
-
-    def _may_be_none(self, given: Any) -> bool:
-        """Whether nothing is given, and that is no error: of several processes, one may have no share of the work."""
-        return self._engine.schedule.binding and isinstance(given, (list, tuple)) and not given
-
-    def _one_vector(self, method: str) -> None:
-        if not self.recipe.embeds:
-            raise ValueError(
-                f"{method}: Embedding API is not supported by this model. Try converting the model using "
-                "`--convert embed` (here: task='embed')."
-            )
-        if self.task in PER_TOKEN:
-            raise ValueError(f"{method}: this instance keeps every token's vector (pooling ALL); use encode")
-
-    def _one_score(self) -> None:
-        if CLASSIFY not in self.recipe.tasks or not self.recipe.modules:
-            raise ValueError("This model does not support the Scoring API.")
-        if (classes := self.recipe.width(CLASSIFY)) != 1:
-            raise ValueError(f"Scoring API is only enabled for num_labels == 1. This model has {classes}.")
+        ids = [*a.prompt_token_ids, *([] if pad is None else [pad]), *b.prompt_token_ids]
+        return PoolingRequestOutput(f"{a.request_id}_{b.request_id}", PoolingOutput(np.asarray(score)), ids)
 
 
 def _asked_task(task: str, runner: str, convert: str, pooling: PoolerConfig) -> str:
@@ -622,22 +547,10 @@ def _asked_task(task: str, runner: str, convert: str, pooling: PoolerConfig) -> 
     return pooling.asked(asked_task(pooling.task or task, runner, convert))
 
 
-def _pooling_task(name: str | None, recipe: Recipe) -> str:
-    return pooling_task(name, recipe.task, recipe.tasks)
-
-
 def _either(prompts: Any, prompt_token_ids: Any) -> Any:
     if prompts is not None and prompt_token_ids is not None:
         raise ValueError("prompts and prompt_token_ids: give only one")
     return prompts if prompt_token_ids is None else prompt_token_ids
-
-
-def _instruction(instruction: str | None, params: Sequence[PoolingParams]) -> str | None:
-    """The instruction of a call: said outright, or in vLLM's place for it."""
-    said = {(own.extra_kwargs or {}).get("chat_template_kwargs", {}).get("instruction") for own in params}
-    if len(said - {None}) > 1 or (None not in (instruction, *said) and said != {instruction}):
-        raise ValueError("instruction: one call takes one instruction")
-    return instruction if instruction is not None else next(iter(said - {None}), None)
 
 
 def _with_length(recipe: Recipe, max_model_len: int | None) -> Recipe:

@@ -110,7 +110,7 @@ class Messages:
 
     def _failure(self) -> HostError | None:
         error = self._said(f"{self._call}/error")
-        return error and HostError(f"another process failed, so this call ends here too: {error.decode()}")
+        return HostError(f"another process failed, so this call ends here too: {error.decode()}") if error else None
 
     def _departure(self) -> HostError | None:
         for process in self.processes:

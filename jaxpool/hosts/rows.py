@@ -83,5 +83,5 @@ class Rows:
         return jax.make_array_from_callback(shape, self.sharding, part)
 
 
-def _start(index: tuple[slice, ...]) -> int:
-    return index[0].start or 0
+def _start(index: tuple[slice, ...] | None) -> int:
+    return index[0].start or 0 if index else 0
