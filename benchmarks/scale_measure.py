@@ -82,7 +82,7 @@ def engine() -> Iterator[str]:
     texts = passages(2048)
     table, work = pa.table({"text": texts}), Embedding("text", "embedding")
     with LLM(resolve(MINILM), data_parallel_size=1, max_num_batched_tokens=16_384) as llm:
-        runner, tokenizer, width = llm._engine.runner, llm._engine.tokenizer, llm.recipe.embedding_size
+        runner, tokenizer, width = llm.engine.runner, llm.engine.tokenizer, llm.recipe.embedding_size
 
         def submit(task: str, plan: Any, sequences: Any) -> Future[np.ndarray]:
             fill(plan, sequences)

@@ -73,7 +73,7 @@ def program(options: argparse.Namespace) -> tuple[Callable[[], Any], str]:
     from jaxpool.batch import Inputs
 
     with LLM(options.model, dtype=options.dtype, quantization=options.quantization, data_parallel_size=1) as llm:
-        (replica,), recipe = llm._engine.runner.replicas, llm.recipe
+        (replica,), recipe = llm.engine.runner.replicas, llm.recipe
     inputs = Inputs.of_shape(options.rows, options.tokens, options.tokens // 4, partial(np.zeros, dtype=np.int32))
     inputs.ids[:] = np.arange(options.tokens) % 1000 + 1000
     inputs.lengths[:, :2] = options.tokens // 2

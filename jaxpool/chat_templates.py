@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +52,38 @@ def render_pair(
     messages += [{"role": "query", "content": query}, {"role": "document", "content": document}]
     values = {"messages": messages, "instruction": instruction, "add_generation_prompt": generation_prompt}
     return _render(template, {**special_tokens, **values})
+
+
+def render_messages(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool = False,
+    continue_final: bool = False,
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """The prompt of a conversation.
+
+    Args:
+        template: as transformers' chat templates are.
+        messages: {"role": …, "content": text}.
+        generation_prompt: whether the answer's beginning is written.
+        continue_final: whether the prompt ends within the last message.
+        values: what else the template may use: special tokens, and what the user says.
+
+    Raises:
+        ValueError: the template is broken, or both of the last two are asked for.
+    """
+    if generation_prompt and continue_final:
+        raise ValueError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    given = {"messages": [dict(message) for message in messages], "add_generation_prompt": generation_prompt}
+    text = _render(template, {**values, **given})
+    if not continue_final:
+        return text
+    final = str(messages[-1]["content"]).strip()
+    if final not in text:
+        raise ValueError("continue_final_message: the last message does not reach the prompt as it is")
+    return text[: text.rindex(final) + len(final)]
 
 
 def check_template(template: str) -> str:

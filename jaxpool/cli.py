@@ -1,4 +1,4 @@
-"""The command line: `jaxpool embed`, `jaxpool info`, `jaxpool convert`.
+"""The command line: `jaxpool embed`, `jaxpool serve`, `jaxpool info`, `jaxpool plan`, `jaxpool convert`.
 
 What a command needs is imported inside it, so that `--version` and `-h` do not wait for JAX.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jaxpool.corpus import command
 from jaxpool.log import logger, set_level
+from jaxpool.server import command as serve
 
 # What a user's arguments and files can cause. Anything else is a bug, and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, for `-h`, `--version` and arguments that it does not understand (status 2).
     """
-    args = make_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = make_parser().parse_args(serve.in_dashes(argv) if "serve" in argv[:3] else argv)
     set_level(args.log_level)
     try:
         return args.command(args)
@@ -46,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _embed(args: argparse.Namespace) -> int:
     command.run(args)
+    return OK
+
+
+def _serve(args: argparse.Namespace) -> int:
+    serve.run(args)
     return OK
 
 
@@ -170,6 +177,7 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 # Name -> what it does in a line, what runs it, what adds its arguments.
 COMMANDS: dict[str, Command] = {
     "embed": ("embed files of texts", _embed, _embed_arguments),
+    "serve": ("answer OpenAI's, vLLM's, Cohere's and TEI's clients over HTTP", _serve, serve.add_arguments),
     "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
     "plan": ("work out on which meshes of a slice a model fits, without loading it", _plan, _plan_arguments),
     "convert": ("write a model with its weights as a Flax param tree, or back", _convert, _convert_arguments),

@@ -132,7 +132,7 @@ class Engine:
                 if reading.in_parts:
                     answers = merge(answers, normalised=self.recipe.truncate_dim is None)
                 for sequence, rows in answers:
-                    yield sequence, self._wanted(task, sequence, rows)
+                    yield sequence, self.wanted(task, sequence, rows)
                     progress.update(len(sequence.owners), len(sequence.ids))
         except CancelledError:
             raise RuntimeError("this LLM was closed while it worked on this call") from None
@@ -151,7 +151,14 @@ class Engine:
                 yield waiting.pop(following)
                 following += 1
 
-    def _wanted(self, task: str, sequence: TokenSequence, rows: np.ndarray) -> np.ndarray:
+    def read(self, requests: list[Request], reading: Reading) -> list[TokenSequence]:
+        """One window of requests, tokenised in the caller's thread. Errors as `Reader.read`."""
+        sequences = self._reader.read(0, requests, reading)
+        self.stats.add(truncated=sum(s.truncated * len(s.owners) for s in sequences))
+        return sequences
+
+    def wanted(self, task: str, sequence: TokenSequence, rows: np.ndarray) -> np.ndarray:
+        """Of a sequence's rows, those and that much of them that the request keeps."""
         if task in PER_TOKEN and sequence.step_tag_id is not None:
             rows = rows[sequence.ids == sequence.step_tag_id]
         return rows[..., : sequence.dimensions]

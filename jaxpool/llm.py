@@ -54,7 +54,7 @@ def _joint(method: Method) -> Method:
 
     @wraps(method)
     def call(self: LLM, *args: Any, **kwargs: Any) -> Any:
-        with self._engine.schedule.call():
+        with self.engine.schedule.call():
             return method(self, *args, **kwargs)
 
     return cast(Method, call)
@@ -158,15 +158,15 @@ class LLM:
         ladder = memory.choose_ladder(
             recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic, fsdp=self._fsdp
         )
-        self._calls = Calls(recipe, read_tokens, self.model)
-        self._engine = Engine(
+        self.calls = Calls(recipe, read_tokens, self.model)
+        self.engine = Engine(
             recipe, read_tokens, meshes, ladder, self.dtype, fsdp=self._fsdp, by_sequence=sequence_parallel
         )
 
     @property
     def recipe(self) -> Recipe:
         """What decides which answer a text gets."""
-        return self._engine.recipe
+        return self.engine.recipe
 
     @property
     def task(self) -> str:
@@ -176,17 +176,17 @@ class LLM:
     @property
     def stats(self) -> Stats:
         """Counters of what was done so far."""
-        return self._engine.stats
+        return self.engine.stats
 
     @property
     def layout(self) -> dict[str, int | bool]:
         """How the model lies on its devices: replicas, and of each the sizes of its mesh's axes and whether FSDP."""
-        meshes = self._engine.meshes
+        meshes = self.engine.meshes
         return {"replicas": len(meshes), **meshes[0].shape, "fsdp": self._fsdp}
 
     def takes_empty(self, prompt_name: str | None = None, prompt: str | None = None) -> bool:
         """Whether an empty text behind this prompt has any token."""
-        return bool(self._calls.prompt(prompt_name, prompt)) or self._engine.tokenizer.special_count > 0
+        return bool(self.calls.prompt(prompt_name, prompt)) or self.engine.tokenizer.special_count > 0
 
     @_joint
     def encode(
@@ -224,7 +224,7 @@ class LLM:
             ValueError: something that is no prompt, too long, empty or out of vocabulary; the call gives nothing then.
         """
         check_call_arguments("encode", vllm_arguments)
-        call = self._calls.encode(
+        call = self.calls.encode(
             _either(prompts, prompt_token_ids),
             pooling_params,
             pooling_task=pooling_task,
@@ -251,7 +251,7 @@ class LLM:
         Lists of floats are slow; `embed_array` gives one numpy array.
         """
         check_call_arguments("embed", vllm_arguments)
-        self._calls.check_one_vector("embed")
+        self.calls.check_one_vector("embed")
         outputs = self.encode(
             prompts,
             pooling_params,
@@ -277,7 +277,7 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """The classes' probabilities of each prompt. Arguments and errors as `encode`."""
         check_call_arguments("classify", vllm_arguments)
-        self._calls.check_classifies("Classification", "classify")
+        self.calls.check_classifies("Classification", "classify")
         outputs = self.encode(
             prompts,
             pooling_params,
@@ -303,7 +303,7 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """The rewards of each prompt: of every token, or of every step. Arguments, returns and errors as `encode`."""
         check_call_arguments("reward", vllm_arguments)
-        self._calls.check_classifies("Reward", "reward")
+        self.calls.check_classifies("Reward", "reward")
         return self.encode(
             prompts,
             pooling_params,
@@ -350,8 +350,8 @@ class LLM:
         """
         check_call_arguments("score", vllm_arguments)
         none = self._may_be_none
-        pairs = self._calls.pairs(data_1, data_2, none=none)
-        call = self._calls.score(
+        pairs = self.calls.pairs(data_1, data_2, none=none)
+        call = self.calls.score(
             pairs,
             pooling_params,
             truncate=truncate_prompt_tokens,
@@ -430,12 +430,12 @@ class LLM:
         Raises:
             ValueError: something that is no text, an unknown `prompt_name`, or an instance that pools nothing.
         """
-        self._calls.check_one_vector("embed_array")
+        self.calls.check_one_vector("embed_array")
         parsed = [] if isinstance(texts, (list, tuple)) and not texts else parse_prompts(texts)
-        reading = self._calls.cutting(self._calls.prompt(prompt_name, prompt))
-        (own,) = self._calls.options(pooling_params, 1, EMBED)
+        reading = self.calls.cutting(self.calls.prompt(prompt_name, prompt))
+        (own,) = self.calls.options(pooling_params, 1, EMBED)
         result = np.empty((len(parsed), min(own.dimensions, self.recipe.embedding_size)), np.float32)
-        for sequence, vector in self._engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
+        for sequence, vector in self.engine.run(EMBED, ((p, own) for p in parsed), reading, use_tqdm, len(parsed)):
             for owner in sequence.owners:
                 result[owner] = vector
         return result
@@ -462,13 +462,13 @@ class LLM:
         Raises:
             ValueError: as `embed_array`, when the text in question is drawn (up to a few thousand before its turn).
         """
-        self._calls.check_one_vector("embed_stream")
+        self.calls.check_one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):
             raise ValueError(f"texts: expected an iterable of texts, got one {type(texts).__name__}")
-        reading = self._calls.cutting(self._calls.prompt(prompt_name, prompt))
-        (own,) = self._calls.options(pooling_params, 1, EMBED)
+        reading = self.calls.cutting(self.calls.prompt(prompt_name, prompt))
+        (own,) = self.calls.options(pooling_params, 1, EMBED)
         parsed = ((parse_prompt(text, f"texts[{i}]"), own) for i, text in enumerate(texts))
-        return self._engine.in_order(EMBED, parsed, reading, use_tqdm)
+        return self.engine.in_order(EMBED, parsed, reading, use_tqdm)
 
     def encode_query(self, texts: Any, *, use_tqdm: UseTqdm = False) -> np.ndarray:
         """`embed_array` with the checkpoint's "query" prompt, or none: sentence-transformers' `encode_query`."""
@@ -489,18 +489,18 @@ class LLM:
         Args:
             tasks: which of the model's tasks; none: the instance's own.
         """
-        self._engine.runner.warmup([self._calls.task(task) for task in tasks or (self.task,)])
+        self.engine.runner.warmup([self.calls.task(task) for task in tasks or (self.task,)])
 
     def memory_plan(self) -> memory.MemoryPlan:
         """What each device holds: its part of the weights and of the largest batch's activations."""
-        engine = self._engine
+        engine = self.engine
         mesh, ladder = engine.meshes[0], engine.ladder
         platform = mesh.devices.flat[0].platform
         return memory.memory_plan(self.recipe, self.dtype, ladder, mesh, fsdp=self._fsdp, platform=platform)
 
     def close(self) -> None:
         """Ends the engine's threads. Idempotent; later calls raise RuntimeError."""
-        self._engine.close()
+        self.engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -509,7 +509,7 @@ class LLM:
         self.close()
 
     def __repr__(self) -> str:
-        meshes = self._engine.meshes
+        meshes = self.engine.meshes
         devices = [str(device) for mesh in meshes for device in mesh.devices.flat]
         lines = {
             "model": self.model,
@@ -523,20 +523,20 @@ class LLM:
     @property
     def _may_be_none(self) -> bool:
         """Whether a call may come without a prompt: of several processes, one may have no share of the work."""
-        return self._engine.schedule.binding
+        return self.engine.schedule.binding
 
     def _answers(self, call: Call, use_tqdm: UseTqdm) -> list[PoolingRequestOutput]:
         count = len(call.requests)
         outputs: list[PoolingRequestOutput | None] = [None] * count
-        first = self._engine.reserve(count)
-        for sequence, data in self._engine.run(call.task, call.requests, call.reading, use_tqdm, count):
+        first = self.engine.reserve(count)
+        for sequence, data in self.engine.run(call.task, call.requests, call.reading, use_tqdm, count):
             for i in sequence.owners:
                 outputs[i] = PoolingRequestOutput(str(first + i), PoolingOutput(data.copy()), sequence.ids.tolist())
         return [output for output in outputs if output is not None]
 
     def _cosine(self, a: PoolingRequestOutput, b: PoolingRequestOutput) -> PoolingRequestOutput:
         score = scoring.cosine(a.outputs.data[None], b.outputs.data[None])[0]
-        pad = self._engine.tokenizer.pad_id
+        pad = self.engine.tokenizer.pad_id
         ids = [*a.prompt_token_ids, *([] if pad is None else [pad]), *b.prompt_token_ids]
         return PoolingRequestOutput(f"{a.request_id}_{b.request_id}", PoolingOutput(np.asarray(score)), ids)
 

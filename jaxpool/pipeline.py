@@ -95,7 +95,7 @@ def execute(
 
     def finish() -> Iterator[tuple[Sequence, np.ndarray]]:
         batch, sequences, future = running.popleft()
-        yield from _unpack(batch, sequences, schedule.result(future), per_token)
+        yield from unpack(batch, sequences, schedule.result(future), per_token)
 
     try:
         for window, last in schedule.windows(tokenised, total):
@@ -111,9 +111,10 @@ def execute(
             future.cancel()
 
 
-def _unpack(
+def unpack(
     batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool
 ) -> Iterator[tuple[Sequence, np.ndarray]]:
+    """A batch's (sequence, its rows), views into `output`, of the sequences that somebody here waits for."""
     for r, row in enumerate(batch.members):
         start = 0
         for m, i in enumerate(row):

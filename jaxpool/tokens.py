@@ -193,6 +193,14 @@ class Tokenizer:
         """The `limit` ids that a truncation side ("left", "right"; None: the checkpoint's own) keeps."""
         return _cut(ids, limit, self._side(truncation_side))
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's words for ids."""
+        return [self._backend.id_to_token(i) for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt, a closing special token left out, as sentence-transformers counts them."""
         ids = self._backend.encode(prompt).ids

@@ -32,7 +32,7 @@ def main(model: str, out: str, *texts: str) -> None:
         with LLM(model, dtype="float32", **layout) as llm:
             answers = llm.encode(list(texts), use_tqdm=False)
             plan = llm.memory_plan()
-            replica = llm._engine.runner.replicas[0]
+            replica = llm.engine.runner.replicas[0]
             device = replica.mesh.devices.flat[0]
             leaves = jax.tree.leaves(replica._params)
             held = sum(

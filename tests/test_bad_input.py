@@ -98,8 +98,8 @@ class _Spy:
 def test_a_huge_text_is_right_and_hardly_tokenised(llm, monkeypatch):
     head = "the quick brown fox jumps over a lazy dog "
     huge = head * (5_000_000 // len(head))
-    spy = _Spy(llm._engine.tokenizer._backend)
-    monkeypatch.setattr(llm._engine.tokenizer, "_backend", spy)
+    spy = _Spy(llm.engine.tokenizer._backend)
+    monkeypatch.setattr(llm.engine.tokenizer, "_backend", spy)
     vector = llm.embed_array([huge])
     assert spy.characters < 20_000
     np.testing.assert_allclose(vector, llm.embed_array([head * 100]), atol=1e-6)

@@ -67,7 +67,7 @@ def test_longer_than_max_embed_len(llm):
 
 def test_what_cuts_does_so_at_max_embed_len(llm):
     cut, longer = llm.stats.truncated, text(LONGEST + 5)
-    whole = llm._engine.tokenizer.encode([longer], 10**6)[0].ids
+    whole = llm.engine.tokenizer.encode([longer], 10**6)[0].ids
     kept = [*whole[: LONGEST - 1].tolist(), int(whole[-1])]
     np.testing.assert_allclose(llm.embed_array([longer]), llm.embed_array([kept]), atol=1e-6)
     np.testing.assert_allclose(next(llm.embed_stream([longer])), llm.embed_array([kept])[0], atol=1e-6)

@@ -68,7 +68,7 @@ def test_nothing_compiles_after_warmup(directory):
     with LLM(directory, max_num_batched_tokens=128) as llm:
         llm.warmup()
         compiled = llm.stats.compilations
-        assert compiled == len(llm._engine.runner.ladder.shapes) * len(llm._engine.meshes)
+        assert compiled == len(llm.engine.runner.ladder.shapes) * len(llm.engine.meshes)
         for _ in llm.embed_stream(texts(10_000, seed=5, longest=30)):
             pass
         for t in texts(50, seed=6):
@@ -258,7 +258,7 @@ def test_a_forgotten_engine_ends_its_threads(directory):
     before = threading.active_count()
     engine = LLM(directory)
     engine.embed_array(["the fox"])
-    forgotten = weakref.ref(engine._engine.runner)
+    forgotten = weakref.ref(engine.engine.runner)
     del engine
     gc.collect()
     assert forgotten() is None
@@ -266,7 +266,7 @@ def test_a_forgotten_engine_ends_its_threads(directory):
 
 
 def test_a_failing_batch_fails_its_request_only(llm, monkeypatch):
-    replica_class = type(llm._engine.runner.replicas[0])
+    replica_class = type(llm.engine.runner.replicas[0])
     whole = replica_class.dispatch
 
     def broken(self, task, shape, inputs):
@@ -314,9 +314,9 @@ import numpy as np
 from jaxpool import LLM
 texts = np.load(sys.argv[2], allow_pickle=False).tolist()
 with LLM(sys.argv[1], data_parallel_size=8) as llm:
-    assert llm._engine.meshes[0].shape == {'data': 8, 'model': 1}, llm._engine.meshes
-    assert len(llm._engine.meshes) == 1
-    sharded = llm._engine.runner.replicas[0]
+    assert llm.engine.meshes[0].shape == {'data': 8, 'model': 1}, llm.engine.meshes
+    assert len(llm.engine.meshes) == 1
+    sharded = llm.engine.runner.replicas[0]
     output = llm.embed_array(texts)
     compiled = llm.stats.compilations
     llm.embed_array(texts)
@@ -336,7 +336,7 @@ def test_eight_devices_answer_as_one(llm, directory, tmp_path):
 
 
 def test_one_stream_a_core_unless_jax_was_set_up(directory):
-    code = "from jaxpool import LLM; import sys; print(len(LLM(sys.argv[1])._engine.meshes))"
+    code = "from jaxpool import LLM; import sys; print(len(LLM(sys.argv[1]).engine.meshes))"
 
     def streams(before, **env):
         arguments = [sys.executable, "-c", before + code, directory]

@@ -49,7 +49,7 @@ def test_the_tokenizers_own_truncation_is_overridden(llm):
 def test_padding_of_real_text(llm):
     texts = docstrings(2000)
     for limit in (256, 512):
-        lengths = [len(e.ids) for e in llm._engine.tokenizer.encode(texts, limit)]
+        lengths = [len(e.ids) for e in llm.engine.tokenizer.encode(texts, limit)]
         plans, _ = plan(lengths, make_ladder(limit, 512))
         assert 1 - sum(lengths) / sum(p.shape.area for p in plans) <= 0.1
 

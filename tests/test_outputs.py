@@ -69,7 +69,7 @@ def test_equality_of_data():
 
 def test_what_an_instance_gives(tmp_path):
     with LLM(tiny_bert(tmp_path), data_parallel_size=1, max_num_batched_tokens=64) as llm:
-        pad = llm._engine.tokenizer.pad_id
+        pad = llm.engine.tokenizer.pad_id
         # The same text twice is computed once, and each answer is its caller's own.
         first = llm.encode(["the fox", "a dog", "the fox"], use_tqdm=False)
         second = llm.embed("a dog", use_tqdm=False)

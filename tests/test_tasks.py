@@ -154,7 +154,7 @@ def test_the_wrong_pooling_task(embedder, classifier):
 def test_no_mixture_compiles_anything(embedder):
     embedder.warmup("embed", "token_embed")
     compiled = embedder.stats.compilations
-    assert compiled == 2 * len(embedder._engine.runner.ladder.shapes)
+    assert compiled == 2 * len(embedder.engine.runner.ladder.shapes)
     rng = np.random.default_rng(0)
     for _ in range(12):
         params = [PoolingParams(dimensions=int(rng.integers(1, 33)), normalize=bool(rng.integers(2))) for _ in TEXTS]

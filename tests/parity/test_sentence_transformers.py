@@ -273,7 +273,7 @@ def test_the_prompt_is_left_out_indeed(prompted: tuple[LLM, SentenceTransformer]
     recipe = replace(llm.recipe, include_prompt=True)
     assert not llm.recipe.include_prompt
     without = llm.embed_array("the fox", prompt="the dog ")
-    engine = llm._engine
+    engine = llm.engine
     engine._reader, kept = Reader(recipe, engine.tokenizer), engine._reader
     try:
         assert np.abs(llm.embed_array("the fox", prompt="the dog ") - without).max() > 0.01

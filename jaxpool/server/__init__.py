@@ -1,0 +1,1 @@
+"""`jaxpool serve`: OpenAI's, vLLM's, Cohere's and TEI's endpoints over one engine a model."""

@@ -1,0 +1,95 @@
+"""The application: endpoints, errors, the gate in front, and the life of the models behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from jaxpool.log import logger
+from jaxpool.server import errors
+from jaxpool.server.chat import Chat
+from jaxpool.server.gate import Gate
+from jaxpool.server.limits import Limits
+from jaxpool.server.registry import Models
+from jaxpool.server.routes import operations, pairs, texts, tokens
+from jaxpool.server.serving import Serving
+
+ROUTERS = (texts.router, pairs.router, tokens.router, operations.router)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+        keys: of which a request has to bring one; none: no key is asked for.
+        limits: on requests, and on what waits.
+        chat: how conversations are read.
+        origins: of web pages that may ask; none: no page may.
+        root_path: in front of every path, behind a proxy.
+        warm: whether every shape is compiled at the start.
+    """
+
+    keys: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
+    chat: Chat = field(default_factory=Chat)
+    origins: Sequence[str] = ()
+    root_path: str = ""
+    warm: bool = True
+
+
+def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
+    """The ASGI application over models that are loaded.
+
+    Raises:
+        ValueError: two models of one name.
+    """
+    app = FastAPI(
+        title="jaxpool",
+        version=version("jaxpool"),
+        lifespan=_lifespan(servings, warm=settings.warm),
+        root_path=settings.root_path,
+    )
+    app.state.models, app.state.chat = Models(servings), settings.chat
+    for router in ROUTERS:
+        app.include_router(router)
+    for kind in (errors.ApiError, RequestValidationError, HTTPException, ValueError, Exception):
+        app.add_exception_handler(kind, errors.handle)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    paths = frozenset(app.openapi()["paths"])
+    app.add_middleware(Gate, keys=settings.keys, body_bytes=settings.limits.body_bytes, paths=paths)
+    return app
+
+
+def _lifespan(servings: Sequence[Serving], *, warm: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(_warm(servings)) if warm else None
+        for serving in servings:
+            serving.ready = not warm
+        yield
+        if warming is not None:
+            warming.cancel()
+        for serving in servings:
+            await asyncio.get_running_loop().run_in_executor(None, serving.close)
+
+    return lifespan
+
+
+async def _warm(servings: Sequence[Serving]) -> None:
+    for serving in servings:
+        try:
+            await serving.warm()
+        except Exception:
+            logger.exception("%s could not be warmed up", serving.name)

@@ -1,0 +1,86 @@
+"""What an endpoint needs of its request: the model, the time it has, whether the client is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import Request
+
+from jaxpool.calls import Call
+from jaxpool.pooling_params import PoolingParams
+from jaxpool.server import metrics
+from jaxpool.server.chat import Chat
+from jaxpool.server.errors import ApiError
+from jaxpool.server.protocol import Body, TextBody
+from jaxpool.server.registry import Models
+from jaxpool.server.serving import Answer, Serving
+
+# A client's own bound on how long its request may wait, in seconds.
+TIMEOUT_HEADER = "x-request-timeout"
+# Of a body, what becomes `PoolingParams`.
+_OPTIONS = ("dimensions", "normalize", "softmax", "activation", "use_activation")
+
+
+def find_model(request: Request, name: str | None) -> Serving:
+    """The model that a request names. Raises ApiError 404."""
+    models: Models = request.app.state.models
+    serving = models.find(name)
+    request.state.model = serving.name
+    return serving
+
+
+def options(body: Body, **more: Any) -> PoolingParams:
+    """What a body asks of the pooler."""
+    said = {name: getattr(body, name, None) for name in _OPTIONS} | more
+    return PoolingParams(**{name: value for name, value in said.items() if value is not None})
+
+
+def prompts(request: Request, serving: Serving, body: TextBody) -> Any:
+    """The body's input, or the text that a chat template makes of its messages. Raises ValueError."""
+    if body.messages is None:
+        return body.input
+    chat: Chat = request.app.state.chat
+    return chat.render(serving, body)
+
+
+async def compute(request: Request, serving: Serving, body: Body, make: Callable[[], Call]) -> list[Answer]:
+    """Makes a call and waits for its answers, as long as the client does.
+
+    Raises:
+        ApiError: as `Serving.answer`.
+        ValueError: as `make`.
+    """
+    call = await serving.prepare(make)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        answers = await serving.answer(call, priority=body.priority, timeout=_timeout(request, serving), gone=gone)
+    finally:
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+    endpoint = request.scope["path"]
+    metrics.request_tokens.labels(serving.name, endpoint).observe(sum(answer.tokens for answer in answers))
+    metrics.truncated.labels(serving.name).inc(sum(answer.truncated for answer in answers))
+    return answers
+
+
+def _timeout(request: Request, serving: Serving) -> float | None:
+    own, asked = serving.limits.timeout, request.headers.get(TIMEOUT_HEADER)
+    if asked is None:
+        return own
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ApiError(400, f"{TIMEOUT_HEADER} is {asked!r}, expected seconds", param=TIMEOUT_HEADER)
+    return seconds if own is None else min(seconds, own)
+
+
+async def _disconnected(request: Request) -> None:
+    # The body has been read, so this is what comes next.
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,86 @@
+"""What goes wrong with a request, and how it is told: OpenAI's nested form and vLLM's flat one in the same body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from jaxpool.log import logger
+
+# HTTP status -> vLLM's name for the kind.
+KINDS: Mapping[int, str] = {
+    400: "BadRequestError",
+    401: "Unauthorized",
+    404: "NotFoundError",
+    405: "MethodNotAllowed",
+    413: "RequestTooLargeError",
+    422: "UnprocessableEntityError",
+    429: "TooManyRequestsError",
+    499: "ClientClosedRequest",
+    500: "InternalServerError",
+    501: "NotImplementedError",
+    503: "ServiceUnavailableError",
+    504: "TimeoutError",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        message: for the client; names nothing of the host.
+        param: the field at fault.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, headers
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer that tells of an error."""
+    told = {
+        "message": error.message,
+        "type": KINDS.get(error.status, "Error"),
+        "param": error.param,
+        "code": error.status,
+    }
+    headers = dict(error.headers) if error.headers else None
+    return JSONResponse({"error": told, "object": "error", **told}, error.status, headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of any exception; of one that is nobody's fault but ours, nothing but that."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return _of_validation(error)
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case ValueError():
+            return ApiError(400, str(error))
+    logger.error("a request failed", exc_info=error)
+    return ApiError(500, "internal error: the server's log has more")
+
+
+async def handle(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's handler of all exceptions."""
+    return error_response(as_api_error(error))
+
+
+def _of_validation(error: RequestValidationError) -> ApiError:
+    found: list[dict[str, Any]] = list(error.errors())
+    where = [".".join(str(part) for part in item["loc"] if part != "body") for item in found]
+    # pydantic's own words, and its name for the kind, as vLLM's clients read them. Never the input: it may be large.
+    lines = [f"{place}: {item['msg']} ({item['type']})" for place, item in zip(where, found, strict=True)]
+    return ApiError(400, f"{len(found)} validation error(s): " + "; ".join(lines[:5]), param=where[0] or None)

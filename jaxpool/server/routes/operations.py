@@ -1,0 +1,83 @@
+"""What operators ask for: health, models, metrics, load."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+
+from jaxpool.server import metrics
+from jaxpool.server.encoding import json_response
+from jaxpool.server.errors import ApiError
+from jaxpool.server.registry import Models
+
+router = APIRouter()
+# Answered without a key.
+OPEN = frozenset({"/health", "/ready", "/ping"})
+
+
+@router.get("/health")
+@router.get("/ping")
+@router.post("/ping")
+async def health(request: Request) -> Response:
+    """200 while every model can answer, also before all of them are warm."""
+    for serving in _models(request):
+        if trouble := serving.trouble():
+            raise ApiError(503, f"{serving.name}: {trouble}")
+    return Response(status_code=200)
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 once nothing compiles any more."""
+    for serving in _models(request):
+        if not serving.ready:
+            raise ApiError(503, f"{serving.name}: still warming up")
+    return await health(request)
+
+
+@router.get("/version")
+async def version_(request: Request) -> dict[str, str]:
+    """jaxpool's."""
+    return {"version": version("jaxpool")}
+
+
+@router.get("/load")
+async def load(request: Request) -> dict[str, int]:
+    """Requests that wait or are computed, over all models."""
+    return {"server_load": sum(serving.load for serving in _models(request))}
+
+
+@router.get("/metrics")
+async def metrics_(request: Request) -> Response:
+    """Prometheus's."""
+    for serving in _models(request):
+        metrics.up.labels(serving.name).set(serving.trouble() is None)
+    return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """OpenAI's."""
+    data: list[dict[str, Any]] = [
+        {
+            "id": name,
+            "object": "model",
+            "created": serving.started,
+            "owned_by": "jaxpool",
+            "root": serving.name,
+            "parent": None,
+            "max_model_len": serving.recipe.max_length,
+            "permission": [],
+        }
+        for name, serving in _models(request).items()
+    ]
+    return json_response({"object": "list", "data": data})
+
+
+def _models(request: Request) -> Models:
+    return request.app.state.models

@@ -1,0 +1,100 @@
+"""Two texts in, how well they go together out: `/score`, `/rerank`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from fastapi.responses import Response
+from starlette.requests import Request
+
+from jaxpool import scoring
+from jaxpool.calls import Pairs
+from jaxpool.server import replies
+from jaxpool.server.context import compute, find_model, options
+from jaxpool.server.encoding import json_response
+from jaxpool.server.errors import ApiError
+from jaxpool.server.protocol import RerankBody, ScoreBody, ScoringBody
+from jaxpool.server.serving import Answer, Serving
+
+router = APIRouter()
+
+
+@router.post("/score")
+@router.post("/v1/score")
+async def score(request: Request, body: ScoreBody) -> Response:
+    """vLLM's: 1 with 1, 1 with N, or N with N."""
+    serving = find_model(request, body.model)
+    check_scores(serving, "Score API")
+    pairs = serving.calls.pairs(*body.sides)
+    scores, answers = await score_pairs(request, serving, body, pairs, body.truncate_prompt_tokens)
+    data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(scores)]
+    around = replies.around("score", serving, answers, body.request_id)
+    return json_response({**around, "data": data}, replies.headers(answers))
+
+
+@router.post("/rerank")
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
+async def rerank(request: Request, body: RerankBody) -> Response:
+    """Jina's and Cohere's: documents by how well they answer the query. Longer texts are cut."""
+    serving = find_model(request, body.model)
+    check_scores(serving, "Rerank (Score) API")
+    if body.top_n < 0:
+        raise ApiError(400, f"top_n is {body.top_n}, expected 0 for all, or a number of documents", param="top_n")
+    texts = [text_of(document, f"documents[{i}]") for i, document in enumerate(body.documents)]
+    pairs = serving.calls.pairs(text_of(body.query, "query"), texts)
+    truncate = -1 if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens
+    scores, answers = await score_pairs(request, serving, body, pairs, truncate)
+    ranked = scoring.rank(scores.tolist(), texts, body.top_n or None, return_documents=False)
+    results: list[dict[str, Any]] = [{"index": r.index, "relevance_score": r.score} for r in ranked]
+    if body.return_documents:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    around = replies.around("rerank", serving, answers, body.request_id)
+    return json_response({**around, "results": results}, replies.headers(answers))
+
+
+def check_scores(serving: Serving, api: str) -> None:
+    """Raises ApiError unless the model scores pairs."""
+    try:
+        if serving.recipe.embeds:
+            serving.calls.check_one_vector("score")
+        else:
+            serving.calls.check_one_score()
+    except ValueError as error:
+        raise ApiError(400, f"The model does not support {api}: {error}") from None
+
+
+async def score_pairs(
+    request: Request, serving: Serving, body: ScoringBody, pairs: Pairs, truncate: int | None
+) -> tuple[np.ndarray, list[Answer]]:
+    """Scores [n], and the answers that they are of."""
+    serving.limits.check_texts(len(pairs[0]))
+
+    def make() -> Any:
+        return serving.calls.score(
+            pairs,
+            options(body),
+            truncate=truncate,
+            tokenization=body.tokenization,
+            instruction=body.instruction,
+        )
+
+    answers = await compute(request, serving, body, make)
+    rows = np.stack([answer.data for answer in answers])
+    if not serving.recipe.embeds:
+        return rows[:, 0], answers
+    return scoring.cosine(rows[: len(pairs[0])], rows[len(pairs[0]) :]), answers
+
+
+def text_of(given: str | Mapping[str, Any], name: str) -> str:
+    """A document: a text, or {"text": …}, or {"content": [{"type": "text", …}]}."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given.get("text"), str):
+        return given["text"]
+    ((text,), _) = scoring.parse_pairs([given], ["x"], name)
+    return text

@@ -1,0 +1,277 @@
+"""Continuous batching: what waits is packed into the engine's fixed shapes whenever a replica can take a batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxpool.batch import Sequence
+from jaxpool.batching import Plan, plan
+from jaxpool.log import logger
+from jaxpool.pipeline import unpack
+from jaxpool.runner import Runner
+from jaxpool.tasks import PER_TOKEN
+
+Answers = list[tuple[Sequence, np.ndarray]]
+
+# Seconds between two signs of life of a scheduler that has nothing to do.
+BEAT = 0.5
+# Sequences, and batches' worth of tokens, that are planned at a time: more pack better and take longer to plan.
+CANDIDATES, BATCHES_AHEAD = 1024, 4
+# Of a batch's tokens: what one request may put in before the others get their turn.
+TURN = 4
+# Batches that fail one after another before the device counts as lost.
+FAILURES = 3
+
+
+class DeadlineError(Exception):
+    """The time that the request had is over."""
+
+
+class DeviceError(Exception):
+    """The device failed while it computed the request."""
+
+
+@dataclass(eq=False)
+class Work:
+    """The sequences of one request.
+
+    Attributes:
+        task: of the recipe's.
+        sequences: at least one.
+        done: called once, from a thread of the scheduler's, with the answers in any order, or what went wrong.
+        priority: lower ones first.
+        deadline: `time.monotonic()` after which it is not begun any more; None: never.
+        arrived: `time.monotonic()` at which it came.
+        begun: when its first batch started; None before.
+    """
+
+    task: str
+    sequences: list[Sequence]
+    done: Callable[[Answers | Exception], Any]
+    priority: int = 0
+    deadline: float | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+    _next: int = 0
+    _answers: Answers = field(default_factory=list)
+    _ended: bool = False
+
+    def end(self, outcome: Answers | Exception) -> None:
+        """Hands the outcome over, the first time."""
+        if not self._ended:
+            self._ended = True
+            self.done(outcome)
+
+
+Candidate = tuple[Work, Sequence]
+
+
+class Scheduler:
+    """A thread that keeps a runner busy. Safe to use from several threads.
+
+    A batch is planned when a replica can take one, from what waits at that moment, so nothing is held back by a clock.
+    The oldest sequence of the first in line is always in the batch; requests take turns behind it.
+
+    Args:
+        runner: the engine's.
+        observe: told of every batch that has run: seconds, tokens of its sequences, and of its shape.
+    """
+
+    def __init__(self, runner: Runner, observe: Callable[[float, int, int], Any] = lambda *_: None) -> None:
+        self._runner, self._observe = runner, observe
+        self._waiting: deque[Work] = deque()
+        self._back: list[Candidate] = []  # planned, but not yet run: first in line
+        self._changed = threading.Condition()
+        # One batch more than run at once, so that no replica waits for the planner.
+        self._slots = sum(replica.in_flight for replica in runner.replicas) + 1
+        self._running = 0
+        self._failures = 0
+        self._closed = False
+        self.queued_tokens = 0
+        self.beat = time.monotonic()
+        self._thread = threading.Thread(target=self._serve, name="jaxpool-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether one batch after another fails."""
+        return self._failures >= FAILURES
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def busy(self) -> int:
+        """Batches that are being computed."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Requests of which something still has to be computed, or is."""
+        return len(self._waiting)
+
+    def submit(self, work: Work) -> None:
+        """Puts a request in line.
+
+        Raises:
+            RuntimeError: closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the scheduler is closed")
+            self._waiting.append(work)
+            self.queued_tokens += sum(len(s.ids) for s in work.sequences)
+            self._changed.notify()
+
+    def drop(self, work: Work) -> None:
+        """Forgets what of a request has not begun; nobody is told."""
+        with self._changed:
+            work._ended = True
+            self._forget(work)
+
+    def close(self) -> None:
+        """Ends the thread; what waits is told. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not (self._running < self._slots and (self._waiting or self._back)):
+                    self._changed.wait(BEAT)
+                    self._beat()
+                if self._closed:
+                    for work in dict.fromkeys((*self._waiting, *(w for w, _ in self._back))):
+                        work.end(RuntimeError("the server is shutting down"))
+                    return
+                self._beat()
+                candidates = self._pick()
+            if candidates:
+                self._start(candidates)
+
+    def _beat(self) -> None:
+        now = self.beat = time.monotonic()
+        late = [w for w in (*self._waiting, *(w for w, _ in self._back)) if w.deadline is not None and now > w.deadline]
+        for work in dict.fromkeys(late):
+            self._forget(work)
+            work.end(DeadlineError())
+
+    def _forget(self, work: Work) -> None:
+        with_it = [c for c in self._back if c[0] is work]
+        self._back = [c for c in self._back if c[0] is not work]
+        self.queued_tokens -= sum(len(s.ids) for _, s in with_it)
+        if work in self._waiting:
+            self._waiting.remove(work)
+            self.queued_tokens -= sum(len(s.ids) for s in work.sequences[work._next :])
+            work._next = len(work.sequences)
+
+    def _pick(self) -> list[Candidate]:
+        """Who is first in line, and then the others of the same task in turns."""
+        full = max(self._runner.ladder.full.values(), key=lambda shape: shape.area).area
+        picked, tokens = self._back, sum(len(s.ids) for _, s in self._back)
+        self._back = []
+        line = sorted(self._waiting, key=lambda work: work.priority)  # stable: by arrival, and by turn
+        task = picked[0][0].task if picked else line[0].task
+        others = [c for c in picked if c[0].task != task]
+        picked = [c for c in picked if c[0].task == task]
+        self._back = others
+        line = [work for work in line if work.task == task]
+        while line and tokens < BATCHES_AHEAD * full and len(picked) < CANDIDATES:
+            for work in list(line):
+                turn = full // TURN
+                while turn > 0 and work._next < len(work.sequences):
+                    sequence = work.sequences[work._next]
+                    work._next += 1
+                    picked.append((work, sequence))
+                    turn -= len(sequence.ids)
+                    tokens += len(sequence.ids)
+                if work._next == len(work.sequences):
+                    line.remove(work)
+                    self._waiting.remove(work)
+                else:  # to the end of the line, for the next time
+                    self._waiting.remove(work)
+                    self._waiting.append(work)
+                if tokens >= BATCHES_AHEAD * full or len(picked) >= CANDIDATES:
+                    break
+        return picked
+
+    def _start(self, candidates: list[Candidate]) -> None:
+        """Plans all candidates, runs the batches with the oldest, and keeps the others for the next time."""
+        task = candidates[0][0].task
+        plans, _ = plan([len(s.ids) for _, s in candidates], self._runner.ladder)
+        first = [min(i for row in p.members.tolist() for i in row if i >= 0) for p in plans]
+        order = sorted(range(len(plans)), key=first.__getitem__)
+        now = time.monotonic()
+        left: set[int] = set(range(len(candidates)))
+        sequences = [sequence for _, sequence in candidates]
+        for place, number in enumerate(order):
+            with self._changed:
+                if place and self._running >= self._slots:
+                    break
+                self._running += 1
+            batch = plans[number]
+            members = {i for row in batch.members.tolist() for i in row if i >= 0}
+            left -= members
+            for i in members:
+                if candidates[i][0].begun is None:
+                    candidates[i][0].begun = now
+            self._run(task, batch, candidates, sequences)
+        with self._changed:
+            self.queued_tokens -= sum(len(candidates[i][1].ids) for i in range(len(candidates)) if i not in left)
+            self._back = [candidates[i] for i in sorted(left) if not candidates[i][0]._ended] + self._back
+
+    def _run(self, task: str, batch: Plan, candidates: list[Candidate], sequences: list[Sequence]) -> None:
+        started = time.monotonic()
+
+        def finished(future: Future[np.ndarray]) -> None:
+            self._finish(task, batch, candidates, future, time.monotonic() - started)
+
+        try:
+            self._runner.submit(task, batch, sequences).add_done_callback(finished)
+        except Exception as error:
+            failed: Future[np.ndarray] = Future()
+            failed.set_exception(error)
+            finished(failed)
+
+    def _finish(
+        self, task: str, batch: Plan, candidates: list[Candidate], future: Future[np.ndarray], seconds: float
+    ) -> None:
+        """In the replica's thread: hands out rows, and makes room for the next batch before that."""
+        with self._changed:
+            self._running -= 1
+            self._changed.notify()
+        members = [i for row in batch.members.tolist() for i in row if i >= 0]
+        try:
+            error = None if future.cancelled() else future.exception()
+            if error is not None or future.cancelled():
+                self._failures += 1
+                logger.error("a batch failed: %s", error)
+                for work in dict.fromkeys(candidates[i][0] for i in members):
+                    with self._changed:
+                        self._forget(work)
+                    work.end(DeviceError())
+                return
+            self._failures = 0
+            sequences = [sequence for _, sequence in candidates]
+            owners = {id(sequences[i]): candidates[i][0] for i in members}
+            rows: Iterable[tuple[Sequence, np.ndarray]] = unpack(batch, sequences, future.result(), task in PER_TOKEN)
+            for sequence, own in rows:
+                work = owners[id(sequence)]
+                work._answers.append((sequence, own))
+                if len(work._answers) == len(work.sequences):
+                    work.end(work._answers)
+            self._observe(seconds, sum(len(sequences[i].ids) for i in members), batch.shape.area)
+        except Exception:  # in a replica's thread: it must go on, whatever this was
+            logger.exception("a batch's answers could not be handed out")

@@ -1,0 +1,180 @@
+"""One served model: calls in, answers out, from the event loop. Tokenising and computing are other threads' work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpool.calls import Call, Calls
+from jaxpool.chunks import merge
+from jaxpool.llm import LLM
+from jaxpool.recipe import Recipe
+from jaxpool.server.errors import ApiError
+from jaxpool.server.limits import Limits
+from jaxpool.server.metrics import ModelMetrics
+from jaxpool.server.scheduler import Answers, DeadlineError, DeviceError, Scheduler, Work
+
+TOKENISERS = 2
+# Seconds without a sign of life, or in one batch (a compilation may be in it), after which the device counts as lost.
+SILENCE, LONGEST_BATCH = 30.0, 600.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one request of a call.
+
+    Attributes:
+        data: float32 [C], or [T, C] for a task that answers for every token.
+        tokens: that the model read.
+        truncated: whether the text was cut.
+    """
+
+    data: np.ndarray
+    tokens: int
+    truncated: bool
+
+
+class Serving:
+    """A model behind a scheduler.
+
+    Args:
+        llm: the model; its engine must not be used by others meanwhile.
+        names: under which clients know it, the first in answers.
+        limits: of the server.
+    """
+
+    def __init__(self, llm: LLM, names: tuple[str, ...], limits: Limits) -> None:
+        self.llm, self.names, self.limits = llm, names, limits
+        self.started = int(time.time())
+        self.ready = False
+        self.metrics = ModelMetrics(names[0])
+        self._engine = llm.engine
+        self._scheduler = Scheduler(self._engine.runner, self._observe)
+        self._tokenising = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="jaxpool-server-tokenise")
+        self._rate = 0.0
+        self.metrics.watch(self._scheduler, self._engine.stats)
+
+    @property
+    def name(self) -> str:
+        """What it is called in answers."""
+        return self.names[0]
+
+    @property
+    def calls(self) -> Calls:
+        """Makes its calls."""
+        return self.llm.calls
+
+    @property
+    def recipe(self) -> Recipe:
+        """What decides which answer a text gets."""
+        return self.llm.recipe
+
+    @property
+    def load(self) -> int:
+        """Requests that wait or are computed."""
+        return self._scheduler.waiting + self._scheduler.busy
+
+    def trouble(self) -> str | None:
+        """Why the model cannot answer at the moment, or None."""
+        scheduler = self._scheduler
+        if not scheduler.alive:
+            return "the scheduler has ended"
+        if scheduler.failing:
+            return "one batch after another fails on the device"
+        if time.monotonic() - scheduler.beat > (LONGEST_BATCH if scheduler.busy else SILENCE):
+            return "no sign of life from the device"
+        return None
+
+    async def prepare(self, make: Callable[[], Call]) -> Call:
+        """A call, made in another thread: templates and long lists take their time. Errors as `make`."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, make)
+
+    async def answer(
+        self, call: Call, *, priority: int = 0, timeout: float | None = None, gone: asyncio.Future[Any] | None = None
+    ) -> list[Answer]:
+        """The answers to a call's requests, in order.
+
+        Args:
+            call: what to compute.
+            priority: lower ones first.
+            timeout: seconds within which it has to begin; None: the server's own.
+            gone: done when nobody waits for the answer any more.
+
+        Raises:
+            ApiError: 413 too many texts, 429 the queue is full, 503 the device failed, 504 too late, 499 `gone`.
+            ValueError: as `Reader.read`.
+        """
+        limits = self.limits
+        limits.check_texts(len(call.requests))
+        limits.check_queue(self._scheduler.queued_tokens, 0, self._rate)
+        if not call.requests:
+            return []
+        loop = asyncio.get_running_loop()
+        sequences = await loop.run_in_executor(self._tokenising, self._engine.read, call.requests, call.reading)
+        tokens = sum(len(sequence.ids) for sequence in sequences)
+        limits.check_queue(self._scheduler.queued_tokens, tokens, self._rate)
+        future: asyncio.Future[Answers] = loop.create_future()
+
+        def done(outcome: Answers | Exception) -> None:
+            loop.call_soon_threadsafe(_settle, future, outcome)
+
+        allowed = limits.timeout if timeout is None else timeout
+        work = Work(call.task, sequences, done, priority, None if allowed is None else time.monotonic() + allowed)
+        self._scheduler.submit(work)
+        try:
+            if gone is not None:
+                await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not future.done():
+                    raise ApiError(499, "the client has gone")
+            answers = await future
+        except DeadlineError:
+            raise ApiError(504, "the request did not begin within the time that it had") from None
+        except DeviceError:
+            raise ApiError(503, "the device failed; try again", headers={"Retry-After": "5"}) from None
+        except RuntimeError as error:
+            raise ApiError(503, str(error)) from None
+        finally:
+            if not future.done() or future.cancelled():
+                self._scheduler.drop(work)
+        if work.begun is not None:
+            self.metrics.queue_seconds.observe(work.begun - work.arrived)
+        return self._in_order(call, answers)
+
+    async def warm(self) -> None:
+        """Compiles and runs every shape; ready from then on."""
+        await asyncio.get_running_loop().run_in_executor(None, self.llm.warmup)
+        self.ready = True
+
+    def close(self) -> None:
+        """Ends its threads. What still waits is told."""
+        self._scheduler.close()
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
+        self.llm.close()
+
+    def _in_order(self, call: Call, answers: Answers) -> list[Answer]:
+        merged = merge(answers, normalised=self.recipe.truncate_dim is None) if call.reading.in_parts else answers
+        found: list[Answer | None] = [None] * len(call.requests)
+        for sequence, rows in merged:
+            answer = Answer(self._engine.wanted(call.task, sequence, rows), len(sequence.ids), sequence.truncated)
+            for owner in sequence.owners:
+                found[owner] = answer
+        return [answer for answer in found if answer is not None]
+
+    def _observe(self, seconds: float, tokens: int, area: int) -> None:
+        self._rate += 0.1 * (tokens / max(seconds, 1e-6) - self._rate)
+        self.metrics.batch(seconds, tokens, area)
+
+
+def _settle(future: asyncio.Future[Answers], outcome: Answers | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
