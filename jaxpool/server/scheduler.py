@@ -184,12 +184,13 @@ class Scheduler:
         self._back = []
         line = sorted(self._waiting, key=lambda work: work.priority)  # stable: by arrival, and by turn
         task = picked[0][0].task if picked else line[0].task
+        enough = lambda: tokens >= BATCHES_AHEAD * full or len(picked) >= CANDIDATES  # noqa: E731
         others = [c for c in picked if c[0].task != task]
         picked = [c for c in picked if c[0].task == task]
         self._back = others
         line = [work for work in line if work.task == task]
-        while line and tokens < BATCHES_AHEAD * full and len(picked) < CANDIDATES:
-            for work in list(line):
+        while line and not enough():
+            for work in [work for work in line if work.priority == line[0].priority]:
                 turn = full // TURN
                 while turn > 0 and work._next < len(work.sequences):
                     sequence = work.sequences[work._next]
@@ -197,13 +198,12 @@ class Scheduler:
                     picked.append((work, sequence))
                     turn -= len(sequence.ids)
                     tokens += len(sequence.ids)
+                self._waiting.remove(work)
                 if work._next == len(work.sequences):
                     line.remove(work)
-                    self._waiting.remove(work)
                 else:  # to the end of the line, for the next time
-                    self._waiting.remove(work)
                     self._waiting.append(work)
-                if tokens >= BATCHES_AHEAD * full or len(picked) >= CANDIDATES:
+                if enough():
                     break
         return picked
 
@@ -229,8 +229,10 @@ class Scheduler:
                     candidates[i][0].begun = now
             self._run(task, batch, candidates, sequences)
         with self._changed:
-            self.queued_tokens -= sum(len(candidates[i][1].ids) for i in range(len(candidates)) if i not in left)
-            self._back = [candidates[i] for i in sorted(left) if not candidates[i][0]._ended] + self._back
+            # Not those that were dropped meanwhile.
+            kept = [candidates[i] for i in sorted(left) if not candidates[i][0]._ended]
+            self.queued_tokens -= sum(len(s.ids) for _, s in candidates) - sum(len(s.ids) for _, s in kept)
+            self._back = kept + self._back
 
     def _run(self, task: str, batch: Plan, candidates: list[Candidate], sequences: list[Sequence]) -> None:
         started = time.monotonic()
@@ -249,21 +251,22 @@ class Scheduler:
         self, task: str, batch: Plan, candidates: list[Candidate], future: Future[np.ndarray], seconds: float
     ) -> None:
         """In the replica's thread: hands out rows, and makes room for the next batch before that."""
+        members = [i for row in batch.members.tolist() for i in row if i >= 0]
+        error = RuntimeError("cancelled") if future.cancelled() else future.exception()
+        failed = [] if error is None else list(dict.fromkeys(candidates[i][0] for i in members))
         with self._changed:
             self._running -= 1
+            for work in failed:  # before there is room for more of them
+                self._forget(work)
+            self._failures = self._failures + 1 if failed else 0
             self._changed.notify()
-        members = [i for row in batch.members.tolist() for i in row if i >= 0]
+        if failed:
+            logger.error("a batch failed: %s", error)
         try:
-            error = None if future.cancelled() else future.exception()
-            if error is not None or future.cancelled():
-                self._failures += 1
-                logger.error("a batch failed: %s", error)
-                for work in dict.fromkeys(candidates[i][0] for i in members):
-                    with self._changed:
-                        self._forget(work)
-                    work.end(DeviceError())
+            for work in failed:
+                work.end(DeviceError())
+            if failed:
                 return
-            self._failures = 0
             sequences = [sequence for _, sequence in candidates]
             owners = {id(sequences[i]): candidates[i][0] for i in members}
             rows: Iterable[tuple[Sequence, np.ndarray]] = unpack(batch, sequences, future.result(), task in PER_TOKEN)

@@ -1,0 +1,270 @@
+"""A server from its start to its end: ready, full, late, left alone, told to stop."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import httpx
+import jax
+import numpy as np
+import pytest
+
+from jaxpool import LLM
+from jaxpool.server.app import Settings, make_app
+from jaxpool.server.limits import Limits
+from jaxpool.server.serving import Serving
+from tests.tiny import tiny_bert
+
+SOON = 30
+TEXTS = ["a stitch in time", "hello, my name is nobody"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("life") / "model")
+
+
+@pytest.fixture(scope="module")
+def llm(directory):
+    with LLM(directory) as llm:
+        yield llm
+
+
+class Held:
+    """A runner's `submit` that waits until it is let go."""
+
+    def __init__(self, serving, monkeypatch):
+        self.runner, self.gate = serving.llm.engine.runner, threading.Event()
+        self._submit = self.runner.submit
+        self.begun = threading.Semaphore(0)
+        monkeypatch.setattr(self.runner, "submit", self.submit)
+
+    def submit(self, *arguments):
+        self.begun.release()
+        self.gate.wait(SOON)
+        return self._submit(*arguments)
+
+
+def asking(llm, limits, scenario, **settings):
+    """Runs `scenario(client, serving)` against an application in this process."""
+
+    async def main():
+        serving = Serving(llm, ("tiny",), limits)
+        serving.llm = _Kept(llm)
+        app = make_app([serving], Settings(limits=limits, warm=False, **settings))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://server", timeout=SOON) as client,
+        ):
+            return await scenario(client, serving)
+
+    return asyncio.run(main())
+
+
+class _Kept:
+    """The model, which is not closed with its server: other tests go on with it."""
+
+    def __init__(self, llm):
+        self._llm = llm
+
+    def __getattr__(self, name):
+        return getattr(self._llm, name)
+
+    def close(self):
+        pass
+
+
+async def held(gate):
+    await asyncio.get_running_loop().run_in_executor(None, gate.begun.acquire, True, SOON)
+
+
+def ask(client, texts=TEXTS, **more):
+    return client.post("/v1/embeddings", json={"input": texts}, **more)
+
+
+def test_a_full_queue(llm, monkeypatch):
+    async def scenario(client, serving):
+        gate = Held(serving, monkeypatch)
+        first = [asyncio.create_task(ask(client, [f"{i} {j}" for j in range(200)])) for i in range(3)]
+        await held(gate)
+        while serving._scheduler.queued_tokens < 500:
+            await asyncio.sleep(0.01)
+        refused = await ask(client, [f"{i} " + "x " * 25 for i in range(60)])
+        gate.gate.set()
+        answers = await asyncio.gather(*first)
+        again = await ask(client)
+        return refused, [answer.status_code for answer in answers], again
+
+    refused, statuses, again = asking(llm, Limits(queued_tokens=2000), scenario)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert "the queue is full" in refused.json()["error"]["message"]
+    assert set(statuses) <= {200, 429}
+    assert 200 in statuses
+    assert again.status_code == 200
+
+
+def test_too_late(llm, monkeypatch):
+    async def scenario(client, serving):
+        gate = Held(serving, monkeypatch)
+        first = asyncio.create_task(ask(client, [f"{j}" for j in range(500)]))
+        await held(gate)
+        late = asyncio.create_task(ask(client, headers={"x-request-timeout": "0.05"}))
+        await asyncio.sleep(0.2)
+        gate.gate.set()
+        wrong = await ask(client, headers={"x-request-timeout": "soon"})
+        return await first, await late, wrong
+
+    first, late, wrong = asking(llm, Limits(), scenario)
+    assert first.status_code == 200
+    assert late.status_code == 504
+    assert wrong.status_code == 400
+
+
+def test_who_has_gone_is_dropped(llm, monkeypatch):
+    """The work of a client that closes its connection leaves the queue."""
+
+    async def scenario(client, serving):
+        gate = Held(serving, monkeypatch)
+        call = serving.calls.encode([f"{i}" for i in range(2000)])
+        gone = asyncio.get_running_loop().create_future()
+        asked = asyncio.create_task(serving.answer(call, gone=gone))
+        await held(gate)
+        gone.set_result(None)
+        with pytest.raises(Exception, match="the client has gone"):
+            await asked
+        gate.gate.set()
+        answer = await ask(client)
+        return serving._scheduler.queued_tokens, answer
+
+    left, answer = asking(llm, Limits(), scenario)
+    assert left == 0
+    assert answer.status_code == 200
+
+
+def test_a_failing_device(llm, monkeypatch):
+    async def scenario(client, serving):
+        runner = serving.llm.engine.runner
+        real = runner.submit
+
+        def broken(*_):
+            raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone, see /root/secret")
+
+        monkeypatch.setattr(runner, "submit", broken)
+        failed = [await ask(client) for _ in range(3)]
+        unhealthy = await client.get("/health")
+        monkeypatch.setattr(runner, "submit", real)
+        answer = await ask(client)
+        return failed, unhealthy, answer, await client.get("/health")
+
+    failed, unhealthy, answer, healthy = asking(llm, Limits(), scenario)
+    assert [f.status_code for f in failed] == [503] * 3
+    assert "secret" not in failed[0].text
+    assert unhealthy.status_code == 503
+    assert answer.status_code == healthy.status_code == 200
+
+
+def test_large_requests(llm):
+    async def scenario(client, serving):
+        many = await ask(client, ["x"] * 11)
+        long = await client.post("/v1/embeddings", content=b'{"input": "' + b"x" * 3000 + b'"}')
+        chunks = (b" " * 1000 for _ in range(3))
+
+        async def stream():
+            for chunk in chunks:
+                yield chunk
+
+        chunked = await client.post("/v1/embeddings", content=stream(), headers={"content-type": "application/json"})
+        return many, long, chunked
+
+    many, long, chunked = asking(llm, Limits(texts=10, body_bytes=2000), scenario)
+    assert [many.status_code, long.status_code, chunked.status_code] == [413] * 3
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def get(url, body=None):
+    request = urllib.request.Request(
+        url, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=SOON) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except (urllib.error.URLError, ConnectionError):
+        return 0, b""
+
+
+@pytest.fixture
+def server(directory):
+    """The command itself, in a process of its own."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "jaxpool",
+        "serve",
+        directory,
+        "--port",
+        str(port),
+        "--served-model-name",
+        "a",
+        "b",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + SOON
+    while get(f"{url}/ready")[0] != 200:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    yield process, url
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(server, directory, number):
+    """What is in flight is answered, then it ends; and once ready, nothing has compiled."""
+    process, url = server
+    before = get(f"{url}/metrics")[1].decode()
+    answers = []
+    texts = [f"{i} " + "a " * 30 for i in range(4000)]
+
+    def client():
+        answers.append(get(f"{url}/v1/embeddings", {"input": texts, "model": "b"}))
+
+    asked = threading.Thread(target=client)
+    asked.start()
+    end = time.monotonic() + SOON
+    while b'queued_tokens{model="a"} 0.0' in get(f"{url}/metrics")[1]:
+        assert time.monotonic() < end
+        assert not answers
+    process.send_signal(number)
+    asked.join(SOON)
+    _, said = process.communicate(timeout=SOON)
+    assert process.returncode in (0, -number)
+    assert "Traceback" not in said
+    ((status, body),) = answers
+    assert status == 200
+    vectors = np.array([item["embedding"] for item in json.loads(body)["data"]], np.float32)
+    with LLM(directory) as llm:
+        wanted = llm.embed_array(texts[:50])
+    np.testing.assert_allclose(vectors[:50], wanted, atol=1e-5)
+    compiled = [line for line in before.splitlines() if line.startswith("jaxpool_compilations_total")]
+    assert float(compiled[0].split()[-1]) > 0
+    assert get(f"{url}/health")[0] == 0
