@@ -1,4 +1,4 @@
-"""The command line: `jaxpool embed`, `jaxpool serve`, `jaxpool info`, `jaxpool plan`, `jaxpool convert`.
+"""The command line: `jaxpool embed`, `serve`, `run-batch`, `info`, `plan`, `convert`.
 
 What a command needs is imported inside it, so that `--version` and `-h` do not wait for JAX.
 """
@@ -13,11 +13,14 @@ from pathlib import Path
 from jaxpool.corpus import command
 from jaxpool.log import logger, set_level
 from jaxpool.server import command as serve
+from jaxpool.server import run_batch
 
 # What a user's arguments and files can cause. Anything else is a bug, and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
+# Commands that are vLLM's too, and take its spellings.
+LIKE_VLLM = frozenset({"serve", "run-batch"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, for `-h`, `--version` and arguments that it does not understand (status 2).
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = make_parser().parse_args(serve.in_dashes(argv) if "serve" in argv[:3] else argv)
+    args = make_parser().parse_args(serve.in_dashes(argv) if LIKE_VLLM.intersection(argv[:3]) else argv)
     set_level(args.log_level)
     try:
         return args.command(args)
@@ -53,6 +56,11 @@ def _embed(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     serve.run(args)
+    return OK
+
+
+def _run_batch(args: argparse.Namespace) -> int:
+    print(run_batch.run(args))
     return OK
 
 
@@ -109,7 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
     for name, (summary, run, arguments) in COMMANDS.items():
         own = commands.add_parser(name, help=summary, description=summary)
         own.set_defaults(command=run)
-        own.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hugging Face hub")
+        # vLLM's run-batch says it with --model.
+        number = "?" if name == "run-batch" else None
+        own.add_argument("model", metavar="MODEL", nargs=number, help="a directory, or a name on the Hugging Face hub")
         own.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
         arguments(own)
         # After the command too; SUPPRESS, or the default here would overwrite what came before the command.
@@ -178,6 +188,7 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 COMMANDS: dict[str, Command] = {
     "embed": ("embed files of texts", _embed, _embed_arguments),
     "serve": ("answer OpenAI's, vLLM's, Cohere's and TEI's clients over HTTP", _serve, serve.add_arguments),
+    "run-batch": ("answer a file of requests in OpenAI's batch format", _run_batch, run_batch.add_arguments),
     "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
     "plan": ("work out on which meshes of a slice a model fits, without loading it", _plan, _plan_arguments),
     "convert": ("write a model with its weights as a Flax param tree, or back", _convert, _convert_arguments),

@@ -47,13 +47,14 @@ def parse_pairs(first: Any, second: Any, architecture: str = "") -> tuple[list[s
 
 def _texts(given: Any, name: str, architecture: str) -> list[str]:
     if isinstance(given, (str, Mapping)):
-        return [_text(given, name, architecture)]
+        return [parse_side(given, name, architecture)]
     if not isinstance(given, Sequence):
         raise ValueError(f"{name}: expected a text or a list of texts, got {type(given).__name__}")
-    return [_text(item, f"{name}[{i}]", architecture) for i, item in enumerate(given)]
+    return [parse_side(item, f"{name}[{i}]", architecture) for i, item in enumerate(given)]
 
 
-def _text(item: Any, name: str, architecture: str) -> str:
+def parse_side(item: Any, name: str, architecture: str = "this model") -> str:
+    """A text, {"prompt": text} or {"content": [{"type": "text", "text": …}]}. Raises ValueError."""
     if not isinstance(item, Mapping):
         return parse_text(item, name)
     if set(item) == {"prompt"}:

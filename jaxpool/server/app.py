@@ -19,10 +19,10 @@ from jaxpool.server.chat import Chat
 from jaxpool.server.gate import Gate
 from jaxpool.server.limits import Limits
 from jaxpool.server.registry import Models
-from jaxpool.server.routes import operations, pairs, texts, tokens
+from jaxpool.server.routes import cohere, invocations, operations, page, pairs, tei, texts, tokens
 from jaxpool.server.serving import Serving
 
-ROUTERS = (texts.router, pairs.router, tokens.router, operations.router)
+ROUTERS = tuple(part.router for part in (texts, pairs, tokens, cohere, tei, invocations, operations, page))
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,16 @@ class Chat:
         messages = [_plain(message) for message in body.messages or ()]
         if not messages:
             raise ValueError("`messages` is empty")
-        return render_messages(
-            template,
-            messages,
-            generation_prompt=body.add_generation_prompt,
-            continue_final=body.continue_final_message,
-            values={**tokenizer.special_tokens, **(body.chat_template_kwargs or {})},
-        )
+        try:
+            return render_messages(
+                template,
+                messages,
+                generation_prompt=body.add_generation_prompt,
+                continue_final=body.continue_final_message,
+                values={**tokenizer.special_tokens, **(body.chat_template_kwargs or {})},
+            )
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+            raise ValueError(f"chat_template: {error}") from error  # of what it does with these messages
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="MODEL", dest="models", help="a further model; repeatable")
     add("--served-model-name", nargs="+", action="append", default=[], metavar="NAME",
-        help="what clients call a model; several names are one model's, given again they are the next one's")  # fmt: skip
+        help="what clients call a model; several names are one model's, given again the next one's")  # fmt: skip
     add("--host", default="127.0.0.1", help="0.0.0.0 to be reached from elsewhere (default: %(default)s)")
     add("--port", type=int, default=8000)
     add("--uds", metavar="PATH", help="a Unix socket instead of host and port")
@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shutdown-timeout", type=int, default=60, metavar="S",
         help="seconds that requests in flight get after SIGTERM (default: %(default)s)")  # fmt: skip
     add("--no-warmup", action="store_true", help="compile shapes when they are first needed")
+    add("--otlp-traces-endpoint", metavar="URL", help="of an OpenTelemetry collector: http://host:4318/v1/traces")
     add("--compile-cache", nargs="?", const=True, default=False, metavar="DIR", help="keep compiled programs")
     for name, kind in OF_LLM.items():
         add(f"--{name}", type=kind, help="as LLM's")
@@ -106,10 +107,14 @@ def run(args: argparse.Namespace) -> None:
     try:
         import uvicorn
 
+        from jaxpool.server import tracing
         from jaxpool.server.app import make_app
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxpool[server]'") from error
+    exporter = tracing.otlp(args.otlp_traces_endpoint) if args.otlp_traces_endpoint else None
     app = make_app(load(args), settings(args))
+    if exporter is not None:
+        tracing.install(app, exporter)
     where: dict[str, Any] = {"uds": args.uds} if args.uds else {"host": args.host, "port": args.port}
     uvicorn.run(
         app,

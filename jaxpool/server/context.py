@@ -62,7 +62,8 @@ async def compute(request: Request, serving: Serving, body: Body, make: Callable
         with suppress(asyncio.CancelledError):
             await gone
     endpoint = request.scope["path"]
-    metrics.request_tokens.labels(serving.name, endpoint).observe(sum(answer.tokens for answer in answers))
+    tokens = request.state.tokens = sum(answer.tokens for answer in answers)
+    metrics.request_tokens.labels(serving.name, endpoint).observe(tokens)
     metrics.truncated.labels(serving.name).inc(sum(answer.truncated for answer in answers))
     return answers
 

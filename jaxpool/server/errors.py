@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -29,8 +30,8 @@ KINDS: Mapping[int, str] = {
 }
 
 
-class ApiError(Exception):
-    """An answer that is an error.
+class ApiError(HTTPException):
+    """An answer that is an error; FastAPI lets it through wherever it reads a request.
 
     Args:
         status: of HTTP.
@@ -42,12 +43,12 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.headers = status, message, param, headers
+        super().__init__(status, message, headers)
+        self.status, self.message, self.param = status, message, param
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The answer that tells of an error."""
+def error_response(error: ApiError) -> Response:
+    """The answer that tells of an error. In ASCII: what it quotes of a request need not be valid Unicode."""
     told = {
         "message": error.message,
         "type": KINDS.get(error.status, "Error"),
@@ -55,7 +56,8 @@ def error_response(error: ApiError) -> JSONResponse:
         "code": error.status,
     }
     headers = dict(error.headers) if error.headers else None
-    return JSONResponse({"error": told, "object": "error", **told}, error.status, headers)
+    body = json.dumps({"error": told, "object": "error", **told})
+    return Response(body, error.status, headers, "application/json")
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -73,7 +75,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "internal error: the server's log has more")
 
 
-async def handle(request: Request, error: Exception) -> JSONResponse:
+async def handle(request: Request, error: Exception) -> Response:
     """FastAPI's handler of all exceptions."""
     return error_response(as_api_error(error))
 
@@ -82,5 +84,5 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     found: list[dict[str, Any]] = list(error.errors())
     where = [".".join(str(part) for part in item["loc"] if part != "body") for item in found]
     # pydantic's own words, and its name for the kind, as vLLM's clients read them. Never the input: it may be large.
-    lines = [f"{place}: {item['msg']} ({item['type']})" for place, item in zip(where, found, strict=True)]
+    lines = [f"{place or 'body'}: {item['msg']} ({item['type']})" for place, item in zip(where, found, strict=True)]
     return ApiError(400, f"{len(found)} validation error(s): " + "; ".join(lines[:5]), param=where[0] or None)

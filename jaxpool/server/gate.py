@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxpool.server import metrics
-from jaxpool.server.errors import ApiError, error_response
+from jaxpool.server.errors import ApiError, as_api_error, error_response
 from jaxpool.server.routes.operations import OPEN
 
 REQUEST_ID = "x-request-id"
@@ -55,9 +55,10 @@ class Gate:
         try:
             self._check_key(scope, headers)
             await self._app(scope, self._measured(headers, receive), tell)
-        except ApiError as error:
-            if not started:
-                await error_response(error)(scope, receive, tell)
+        except Exception as error:
+            if started:
+                raise
+            await error_response(as_api_error(error))(scope, receive, tell)
         finally:
             model = scope["state"].get("model", "")
             endpoint = scope["path"] if scope["path"] in self._paths else "other"

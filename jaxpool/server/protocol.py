@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Ids = list[int]
+from jaxpool.prompts import parse_text
+
+T = TypeVar("T")
+# A list that is refused at its first wrong item: a million errors take their time, and the server's from others.
+Many = Annotated[list[T], Field(fail_fast=True)]
+# Valid Unicode, which a JSON string need not be.
+Text = Annotated[str, AfterValidator(lambda text: parse_text(text, "text"))]
+Ids = Many[int]
 # What may be embedded or classified: a text, token ids, or a list of either.
-Input = str | Ids | list[str] | list[Ids]
+Input = str | Ids | Many[str] | Many[Ids]
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
 Endianness = Literal["native", "big", "little"]
@@ -19,9 +26,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
-    model: str | None = None
+    model: Text | None = None
     user: str | None = None
-    request_id: str | None = None
+    request_id: Text | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
@@ -38,7 +45,7 @@ class TextBody(Body):
     """Texts, or a conversation that a chat template makes a text of."""
 
     input: Input | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Many[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
@@ -98,7 +105,7 @@ class ScoringBody(Body):
     use_activation: bool | None = None
 
 
-Texts = str | list[str] | list[dict[str, Any]] | dict[str, Any]
+Texts = str | Many[str] | Many[dict[str, Any]] | dict[str, Any]
 # The spellings of the two sides of a pair, older ones last.
 PAIR_FIELDS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
@@ -132,18 +139,18 @@ class RerankBody(ScoringBody):
     """`/rerank`: Jina's and Cohere's."""
 
     query: str | dict[str, Any]
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
     top_n: int = 0
     return_documents: bool = True
-    max_tokens_per_doc: int | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=0)] | None = None
 
 
 class TokenizeBody(BaseModel):
     """`/tokenize`."""
 
-    model: str | None = None
+    model: Text | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Many[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = False
     return_token_strs: bool = False
@@ -158,5 +165,5 @@ class TokenizeBody(BaseModel):
 class DetokenizeBody(BaseModel):
     """`/detokenize`."""
 
-    model: str | None = None
-    tokens: list[int]
+    model: Text | None = None
+    tokens: Ids

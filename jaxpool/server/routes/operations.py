@@ -16,8 +16,8 @@ from jaxpool.server.errors import ApiError
 from jaxpool.server.registry import Models
 
 router = APIRouter()
-# Answered without a key.
-OPEN = frozenset({"/health", "/ready", "/ping"})
+# Answered without a key. The page holds nothing of the models: what it shows it asks for with one.
+OPEN = frozenset({"/", "/health", "/ready", "/ping"})
 
 
 @router.get("/health")

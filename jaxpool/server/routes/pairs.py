@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.requests import Request
 
@@ -28,6 +29,7 @@ async def score(request: Request, body: ScoreBody) -> Response:
     """vLLM's: 1 with 1, 1 with N, or N with N."""
     serving = find_model(request, body.model)
     check_scores(serving, "Score API")
+    serving.limits.check_texts(max(len(side) if isinstance(side, list) else 1 for side in body.sides))
     pairs = serving.calls.pairs(*body.sides)
     scores, answers = await score_pairs(request, serving, body, pairs, body.truncate_prompt_tokens)
     data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(scores)]
@@ -35,19 +37,25 @@ async def score(request: Request, body: ScoreBody) -> Response:
     return json_response({**around, "data": data}, replies.headers(answers))
 
 
-@router.post("/rerank")
 @router.post("/v1/rerank")
 @router.post("/v2/rerank")
 async def rerank(request: Request, body: RerankBody) -> Response:
-    """Jina's and Cohere's: documents by how well they answer the query. Longer texts are cut."""
+    """Jina's and Cohere's: documents by how well they answer the query. Longer texts are cut.
+
+    `invocations.py` mounts it at `/rerank` too, beside TEI's.
+    """
     serving = find_model(request, body.model)
     check_scores(serving, "Rerank (Score) API")
     if body.top_n < 0:
         raise ApiError(400, f"top_n is {body.top_n}, expected 0 for all, or a number of documents", param="top_n")
+    serving.limits.check_texts(len(body.documents))
     texts = [text_of(document, f"documents[{i}]") for i, document in enumerate(body.documents)]
-    pairs = serving.calls.pairs(text_of(body.query, "query"), texts)
+    queries, documents = serving.calls.pairs(text_of(body.query, "query"), texts)
+    if limit := body.max_tokens_per_doc:
+        cut = serving.llm.engine.tokenizer.cut_text
+        documents = await run_in_threadpool(lambda: [cut(document, limit) for document in documents])
     truncate = -1 if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens
-    scores, answers = await score_pairs(request, serving, body, pairs, truncate)
+    scores, answers = await score_pairs(request, serving, body, (queries, documents), truncate)
     ranked = scoring.rank(scores.tolist(), texts, body.top_n or None, return_documents=False)
     results: list[dict[str, Any]] = [{"index": r.index, "relevance_score": r.score} for r in ranked]
     if body.return_documents:
@@ -96,5 +104,4 @@ def text_of(given: str | Mapping[str, Any], name: str) -> str:
         return given
     if isinstance(given.get("text"), str):
         return given["text"]
-    ((text,), _) = scoring.parse_pairs([given], ["x"], name)
-    return text
+    return scoring.parse_side(given, name)

@@ -1,4 +1,4 @@
-"""Texts as token ids and back: `/tokenize`, `/detokenize`."""
+"""Texts as token ids and back: `/tokenize`, `/detokenize`. In threads: long texts take their time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from jaxpool.prompts import parse_text
 from jaxpool.server.context import find_model, prompts
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
@@ -15,12 +16,12 @@ router = APIRouter()
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, body: TokenizeBody) -> Response:
+def tokenize(request: Request, body: TokenizeBody) -> Response:
     """vLLM's."""
     serving = find_model(request, body.model)
     tokenizer = serving.llm.engine.tokenizer
     text_body = TextBody(input=body.prompt, messages=body.messages, add_generation_prompt=body.add_generation_prompt)
-    text = prompts(request, serving, text_body)
+    text = parse_text(prompts(request, serving, text_body), "prompt")
     special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
     (encoded,) = tokenizer.encode([text], 2**31 - 1, special_tokens=special)
     ids = encoded.ids.tolist()
@@ -29,7 +30,7 @@ async def tokenize(request: Request, body: TokenizeBody) -> Response:
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, body: DetokenizeBody) -> Response:
+def detokenize(request: Request, body: DetokenizeBody) -> Response:
     """vLLM's."""
     serving = find_model(request, body.model)
     tokenizer = serving.llm.engine.tokenizer
