@@ -190,6 +190,18 @@ def test_large_requests(llm):
     assert [many.status_code, long.status_code, chunked.status_code] == [413] * 3
 
 
+def test_a_closed_server_is_forgotten(llm):
+    """Its counters leave /metrics: another of the same name would be counted twice."""
+
+    async def scenario(client, serving):
+        await ask(client)
+        return (await client.get("/metrics")).text
+
+    for _ in range(2):
+        text = asking(llm, Limits(), scenario)
+        assert text.count('jaxpool_queued_tokens{model="tiny"}') == 1
+
+
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -51,18 +50,24 @@ class ModelMetrics:
         self.queue_seconds = _queue_seconds.labels(model)
         self._batch_seconds, self._batch_tokens = _batch_seconds.labels(model), _batch_tokens.labels(model)
         self._padding = _padding.labels(model)
-        self.last_batch = 0.0
+        self._engine: _Engine | None = None
 
     def batch(self, seconds: float, tokens: int, area: int) -> None:
         """Counts a batch."""
         self._batch_seconds.observe(seconds)
         self._batch_tokens.observe(tokens)
         self._padding.inc(area - tokens)
-        self.last_batch = time.time()
 
     def watch(self, scheduler: Scheduler, stats: Stats) -> None:
         """Reads queue and engine whenever metrics are asked for."""
-        REGISTRY.register(_Engine(self._model, scheduler, stats))
+        self._engine = _Engine(self._model, scheduler, stats)
+        REGISTRY.register(self._engine)
+
+    def close(self) -> None:
+        """Forgets queue and engine; what was counted stays."""
+        if self._engine is not None:
+            REGISTRY.unregister(self._engine)
+            self._engine = None
 
 
 class _Engine:

@@ -140,7 +140,7 @@ class RerankBody(ScoringBody):
 
     query: str | dict[str, Any]
     documents: Many[str | dict[str, Any]]
-    top_n: int = 0
+    top_n: int | None = 0
     return_documents: bool = True
     max_tokens_per_doc: Annotated[int, Field(ge=0)] | None = None
 

@@ -47,6 +47,9 @@ class Serving:
         llm: the model; its engine must not be used by others meanwhile.
         names: under which clients know it, the first in answers.
         limits: of the server.
+
+    Attributes:
+        calls: makes its calls.
     """
 
     def __init__(self, llm: LLM, names: tuple[str, ...], limits: Limits) -> None:
@@ -55,6 +58,8 @@ class Serving:
         self.ready = False
         self.metrics = ModelMetrics(names[0])
         self._engine = llm.engine
+        # Its own: errors name the model as clients know it, not where its files lie.
+        self.calls = Calls(llm.recipe, llm.engine.tokenizer, names[0])
         self._scheduler = Scheduler(self._engine.runner, self._observe)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="jaxpool-server-tokenise")
         self._rate = 0.0
@@ -64,11 +69,6 @@ class Serving:
     def name(self) -> str:
         """What it is called in answers."""
         return self.names[0]
-
-    @property
-    def calls(self) -> Calls:
-        """Makes its calls."""
-        return self.llm.calls
 
     @property
     def recipe(self) -> Recipe:
@@ -154,6 +154,7 @@ class Serving:
     def close(self) -> None:
         """Ends its threads. What still waits is told."""
         self._scheduler.close()
+        self.metrics.close()
         self._tokenising.shutdown(wait=False, cancel_futures=True)
         self.llm.close()
 

@@ -46,7 +46,7 @@ async def rerank(request: Request, body: RerankBody) -> Response:
     """
     serving = find_model(request, body.model)
     check_scores(serving, "Rerank (Score) API")
-    if body.top_n < 0:
+    if (body.top_n or 0) < 0:
         raise ApiError(400, f"top_n is {body.top_n}, expected 0 for all, or a number of documents", param="top_n")
     serving.limits.check_texts(len(body.documents))
     texts = [text_of(document, f"documents[{i}]") for i, document in enumerate(body.documents)]
