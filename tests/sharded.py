@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 
+from benchmarks import hlo
 from jaxpool import LLM
 
 # Name -> LLM's arguments.
@@ -23,6 +24,18 @@ LAYOUTS = {
     "dp2 tp4 by sequence": {"tensor_parallel_size": 4, "sequence_parallel": True},
     "int8 fsdp2 tp4": {"tensor_parallel_size": 4, "fsdp": True, "quantization": "int8"},
 }
+
+
+def gathered(llm: LLM) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of the three-dimensional arrays that the largest program gathers over devices, and of its hidden states."""
+    runner = llm.engine.runner
+    shape = max(runner.ladder.shapes, key=lambda shape: shape.area)
+    replica = runner.replicas[0]
+    text = replica.compile(llm.task, shape).as_text()
+    shapes = [sizes for op, results in hlo.instructions(text) if op.startswith("all-gather") for sizes in results]
+    rows = shape.rows // replica.mesh.shape["data"]
+    hidden = (rows, shape.tokens, llm.recipe.config.hidden_size)
+    return np.array([s for s in shapes if len(s) == 3] or [(0, 0, 0)]), np.array(hidden)
 
 
 def main(model: str, out: str, *texts: str) -> None:
@@ -38,6 +51,8 @@ def main(model: str, out: str, *texts: str) -> None:
             held = sum(
                 shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards if shard.device == device
             )
+            if layout.get("sequence_parallel"):
+                found["gathered"], found["hidden"] = gathered(llm)
         found[name] = np.concatenate([answer.outputs.data.ravel() for answer in answers])
         found[f"{name} bytes"] = np.array([plan.weights, held])
     np.savez(out, **found)

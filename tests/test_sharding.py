@@ -61,6 +61,9 @@ def test_eight_devices_answer_as_one(kind, tmp_path):
         planned, held = found[f"{name} bytes"]
         assert planned == held, name
         assert held < whole or name == "dp8", name
+    # Where hidden states are split along the sequence, pooled rows (or a head's answers to every token) alone are put
+    # together.
+    assert tuple(found["hidden"]) not in {tuple(sizes) for sizes in found["gathered"]}
     assert found["fsdp4 tp2 bytes"][1] < found["dp4 tp2 bytes"][1] < whole
 
 
