@@ -163,10 +163,10 @@ class Scheduler:
 
     def _beat(self) -> None:
         now = self.beat = time.monotonic()
-        late = [w for w in (*self._waiting, *(w for w, _ in self._back)) if w.deadline is not None and now > w.deadline]
-        for work in dict.fromkeys(late):
-            self._forget(work)
-            work.end(DeadlineError())
+        for work in dict.fromkeys((*self._waiting, *(work for work, _ in self._back))):
+            if work.begun is None and work.deadline is not None and now > work.deadline:
+                self._forget(work)
+                work.end(DeadlineError())
 
     def _forget(self, work: Work) -> None:
         with_it = [c for c in self._back if c[0] is work]

@@ -48,11 +48,16 @@ class Serving:
         names: under which clients know it, the first in answers.
         limits: of the server.
 
+    Raises:
+        ValueError: the model lies on devices of several processes.
+
     Attributes:
         calls: makes its calls.
     """
 
     def __init__(self, llm: LLM, names: tuple[str, ...], limits: Limits) -> None:
+        if llm.engine.schedule.binding:
+            raise ValueError(f"{names[0]}: a model over several processes cannot be served, only called (docs/hosts.md)")
         self.llm, self.names, self.limits = llm, names, limits
         self.started = int(time.time())
         self.ready = False
