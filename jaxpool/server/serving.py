@@ -57,7 +57,9 @@ class Serving:
 
     def __init__(self, llm: LLM, names: tuple[str, ...], limits: Limits) -> None:
         if llm.engine.schedule.binding:
-            raise ValueError(f"{names[0]}: a model over several processes cannot be served, only called (docs/hosts.md)")
+            raise ValueError(
+                f"{names[0]}: a model over several processes cannot be served, only called (docs/hosts.md)"
+            )
         self.llm, self.names, self.limits = llm, names, limits
         self.started = int(time.time())
         self.ready = False
