@@ -155,7 +155,13 @@ def test_llamaindex(url, vectors):
 
 
 @pytest.fixture
-def hugging_face(url):
+def reachable(monkeypatch):
+    """The server is no hub: the client asks it also where the hub is not to be asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hugging_face(url, reachable):
     return lambda path: InferenceClient(model=url + path, token=KEY)
 
 
@@ -169,7 +175,7 @@ def test_hugging_face_finds_what_is_similar(hugging_face, vectors):
     close(found, vectors[0][1:] @ vectors[0][0])
 
 
-def test_hugging_face_classifies(tmp_path):
+def test_hugging_face_classifies(tmp_path, reachable):
     written = write_models(tmp_path)
     with load("classes", written["classes"]) as llm:
         (expected,) = llm.classify(TEXTS[0], use_tqdm=False)
