@@ -16,7 +16,7 @@ from jaxpool import pipeline
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
-from jaxpool.hosts import Rows, make_schedule
+from jaxpool.hosts import make_schedule
 from jaxpool.placement import keeps_stacks, load_to_mesh, stored_bytes
 from jaxpool.program import make_program
 from jaxpool.progress import Progress, UseTqdm, loading_bar
@@ -79,9 +79,8 @@ class Engine:
         for mesh in meshes:
             own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)
             replicas.append(Replica(mesh, jax.device_put(params, own), programs, self.stats, by_sequence=by_sequence))
-        self._rows = Rows(meshes[0])
         patience = LAST_WORDS if self.schedule.binding else None
-        self.runner = Runner(replicas, ladder.with_rows(self._rows.of_own), self.stats, patience=patience)
+        self.runner = Runner(replicas, ladder.with_rows(replicas[0].rows.of_own), self.stats, patience=patience)
         self._reader = Reader(recipe, tokenizer)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
         self._requests = 0
@@ -90,7 +89,7 @@ class Engine:
     @property
     def ladder(self) -> Ladder:
         """The shapes, with the rows of all processes."""
-        return self.runner.ladder.with_rows(self._rows.of_all)
+        return self.runner.ladder.with_rows(self.runner.replicas[0].rows.of_all)
 
     def reserve(self, count: int) -> int:
         """Numbers for so many requests; the first of them."""

@@ -177,6 +177,27 @@ def test_a_deadline(runner, scheduler):
     assert isinstance(outcome.get(timeout=SOON), DeadlineError)
 
 
+def test_a_deadline_that_is_over_already(runner, scheduler, monkeypatch):
+    """It comes while another batch is started, and is all that waits behind it: the scheduler goes on."""
+    late, late_outcome = work(sequences(1), deadline=time.monotonic() - 1)
+    real = runner.submit
+
+    def submit(*arguments):
+        monkeypatch.undo()
+        scheduler.submit(late)
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "submit", submit)
+    scheduler.submit(work(sequences(1))[0])
+    assert isinstance(late_outcome.get(timeout=SOON), DeadlineError)
+    own, outcome = work(sequences(1, first=4))
+    scheduler.submit(own)
+    runner.run()
+    runner.run()
+    assert outcome.get(timeout=SOON)[0][1] == [4]
+    assert scheduler.alive
+
+
 def test_a_failed_batch_ends_its_requests_only(runner, scheduler):
     failed, failed_outcome = work(sequences(400))
     scheduler.submit(failed)

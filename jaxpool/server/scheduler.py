@@ -120,6 +120,11 @@ class Scheduler:
         """Requests of which something still has to be computed, or is."""
         return len(self._waiting)
 
+    @property
+    def _ready(self) -> bool:
+        """Whether there is a place for a batch, and something to put into it."""
+        return self._running < self._slots and bool(self._waiting or self._back)
+
     def submit(self, work: Work) -> None:
         """Puts a request in line.
 
@@ -149,15 +154,14 @@ class Scheduler:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and not (self._running < self._slots and (self._waiting or self._back)):
-                    self._changed.wait(BEAT)
-                    self._beat()
+                self._changed.wait_for(lambda: self._closed or self._ready, BEAT)
+                self._beat()
                 if self._closed:
                     for work in dict.fromkeys((*self._waiting, *(w for w, _ in self._back))):
                         work.end(RuntimeError("the server is shutting down"))
                     return
-                self._beat()
-                candidates = self._pick()
+                # Asked again: who was late has just been told.
+                candidates = self._pick() if self._ready else []
             if candidates:
                 self._start(candidates)
 

@@ -15,7 +15,8 @@ from jaxpool.server.encoding import bytes_response, json_response, written
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ClassifyBody, EmbeddingBody, PoolingBody, TextBody, VectorBody
 from jaxpool.server.serving import Answer, Serving
-from jaxpool.tasks import CLASSIFY, EMBED, PER_TOKEN
+from jaxpool.server.vectors import check_embeds
+from jaxpool.tasks import CLASSIFY, EMBED
 
 router = APIRouter()
 
@@ -25,8 +26,7 @@ router = APIRouter()
 async def embeddings(request: Request, body: EmbeddingBody) -> Response:
     """OpenAI's."""
     serving = find_model(request, body.model)
-    if not serving.recipe.embeds or serving.recipe.task in PER_TOKEN:
-        raise ApiError(400, "The model does not support Embeddings API")
+    check_embeds(serving)
     answers = await _encode(request, serving, body, EMBED)
     return _vectors(serving, body, answers, "embd", "embedding")
 
