@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+
+
+class ArraySpec(NamedTuple):
+    """What goes with every token beside its id: the shape of one token's values, and their dtype."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+Arrays = Mapping[str, ArraySpec]
+# Among the arrays of a picture's patches: what they look like.
+PIXELS = "pixels"
+# Among those of a text with pictures: the rows that stand in their tokens' places; where rotary positions take a token
+# to be, where that is not its place in the text: [3] time, line, column.
+FEATURES, PLACES = "features", "places"
+NONE: Arrays = MappingProxyType({})
 
 
 class Part(NamedTuple):
@@ -32,6 +49,8 @@ class Sequence:
         truncated: whether the text was cut.
         step_tag_id: of a program that answers for every token: the token whose answers are wanted; None for all.
         part: set on a part of a sequence that is computed in several.
+        arrays: what goes with every token beside its id, by name: [length, …] (a picture's patches, say).
+        pictures: that stand among the tokens and have not been looked at yet (`images.picture`).
         skip, second, dimensions, activate, adapter: as in `Inputs`.
     """
 
@@ -40,6 +59,8 @@ class Sequence:
     truncated: bool = False
     step_tag_id: int | None = None
     part: Part | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    pictures: tuple[Any, ...] = ()
     skip: int = 0
     second: int = 0
     dimensions: int = 0
@@ -49,7 +70,7 @@ class Sequence:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ids", "lengths", "skip", "second", "dimensions", "activate", "adapter"],
+    data_fields=["ids", "lengths", "skip", "second", "dimensions", "activate", "adapter", "arrays"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -66,6 +87,7 @@ class Inputs:
         dimensions: int32 [R, M] entries of the vector to keep.
         activate: int32 [R, M] 1 to apply the head's last step: normalisation, or a classifier's activation.
         adapter: int32 [R, M] number of the adapter to compute with, 1, 2, …; 0 for none.
+        arrays: [R, T, …] by name, of a program that takes more of a token than its id.
     """
 
     ids: Any
@@ -75,20 +97,26 @@ class Inputs:
     dimensions: Any
     activate: Any
     adapter: Any
+    arrays: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_shape(cls, rows: int, tokens: int, places: int, array: Callable[[tuple[int, int]], Any]) -> Inputs:
-        """Inputs with `array(shape)` for every field, so that a new option needs no change where they are made."""
-        return cls(array((rows, tokens)), *(array((rows, places)) for _ in fields(cls)[1:]))
+    def of_shape(cls, rows: int, tokens: int, places: int, array: Callable[..., Any], arrays: Arrays = NONE) -> Inputs:
+        """Inputs with `array(shape)` for every field, so that a new option needs no change where they are made.
+
+        `array(shape, dtype=dtype)` makes those of `arrays`.
+        """
+        values = {name: array((rows, places)) for name in ("lengths", *OPTIONS)}
+        more = {name: array((rows, tokens, *spec.shape), dtype=spec.dtype) for name, spec in arrays.items()}
+        return cls(array((rows, tokens)), **values, arrays=more)
 
 
 # What goes with each sequence beside its ids and length.
-OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths"))
+OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths", "arrays"))
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter"],
+    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter", "arrays"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -101,6 +129,7 @@ class Batch:
         positions: int32 [R, T]: 0, 1, … within each sequence; 0 for padding.
         starts: int32 [R, M]: index in the row of each sequence's first token.
         lengths, skip, second, adapter: int32 [R, M], as in `Inputs`.
+        arrays: [R, T, …] by name, as in `Inputs`.
     """
 
     ids: Array
@@ -111,6 +140,7 @@ class Batch:
     skip: Array
     second: Array
     adapter: Array
+    arrays: dict[str, Array] = field(default_factory=dict)
 
 
 def unfold(inputs: Inputs) -> Batch:
@@ -131,6 +161,7 @@ def unfold(inputs: Inputs) -> Batch:
         skip=inputs.skip,
         second=inputs.second,
         adapter=inputs.adapter,
+        arrays=inputs.arrays,
     )
 
 

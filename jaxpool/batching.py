@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -40,6 +41,11 @@ class Plan:
 
     shape: Shape
     members: np.ndarray
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Of the sequences in the batch, row by row."""
+        return self.members[self.members >= 0].tolist()
 
 
 @dataclass(frozen=True)

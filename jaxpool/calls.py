@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxpool import scoring
 from jaxpool.pooling_params import Options, PoolingParams, spread
-from jaxpool.prompts import parse_prompts, parse_text
+from jaxpool.prompts import Shown, parse_prompts, parse_text
 from jaxpool.reading import Reading, Request, check_truncation, make_reading
 from jaxpool.recipe import Recipe
 from jaxpool.tasks import CLASSIFY, EMBED, PER_TOKEN, pooling_task
@@ -68,6 +68,9 @@ class Calls:
         """
         task = self.task(pooling_task)
         parsed = [] if none and is_none(prompts) else parse_prompts(prompts)
+        tower = self.recipe.family.tower
+        if tower is not None and tower.answers and task != EMBED and any(isinstance(p, Shown) for p in parsed):
+            raise ValueError(f"a picture has one vector; task {task!r} is for texts")
         requests = list(zip(parsed, self.options(params, len(parsed), task), strict=True))
         return Call(task, requests, self._reading(self.default_prompt(), truncate, tokenization, task))
 

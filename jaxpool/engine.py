@@ -18,8 +18,9 @@ from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
 from jaxpool.hosts import make_schedule
 from jaxpool.placement import keeps_stacks, load_to_mesh, stored_bytes
-from jaxpool.program import make_program
+from jaxpool.program import IMAGE, make_programs, with_images
 from jaxpool.progress import Progress, UseTqdm, loading_bar
+from jaxpool.prompts import Shown
 from jaxpool.reading import Reader, Reading, Request
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Replica, Runner, Stats
@@ -30,6 +31,8 @@ Answer = tuple[TokenSequence, np.ndarray]
 
 # Seconds that an engine's end waits for a batch that hangs because another process is gone.
 LAST_WORDS = 10.0
+# A picture in a window takes the place of so many texts.
+PICTURE_WEIGHT = 16
 
 
 class Engine:
@@ -42,6 +45,7 @@ class Engine:
         ladder: the shapes.
         dtype: to compute in.
         fsdp: whether the data axis shares out the parameters too.
+        tower: the shapes for pictures, of a family that sees.
         by_sequence: whether norms and residuals are split along the sequence over the model axis.
     """
 
@@ -53,6 +57,7 @@ class Engine:
         ladder: Ladder,
         dtype: Any,
         *,
+        tower: Ladder | None = None,
         fsdp: bool = False,
         by_sequence: bool = False,
     ) -> None:
@@ -60,7 +65,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.meshes = meshes
         self.stats = Stats()
-        programs = {task: make_program(recipe, task) for task in recipe.tasks}
+        programs = make_programs(recipe, dtype)
         how = {"fsdp": fsdp, "stacked": keeps_stacks(recipe, meshes[0])}
         self.schedule = make_schedule(
             meshes[0],
@@ -80,7 +85,9 @@ class Engine:
             own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)
             replicas.append(Replica(mesh, jax.device_put(params, own), programs, self.stats, by_sequence=by_sequence))
         patience = LAST_WORDS if self.schedule.binding else None
-        self.runner = Runner(replicas, ladder.with_rows(replicas[0].rows.of_own), self.stats, patience=patience)
+        own_rows = replicas[0].rows.of_own
+        ladders = {} if tower is None else {IMAGE: tower.with_rows(own_rows)}
+        self.runner = Runner(replicas, ladder.with_rows(own_rows), self.stats, ladders=ladders, patience=patience)
         self._reader = Reader(recipe, tokenizer)
         self._tokenising = ThreadPoolExecutor(2, thread_name_prefix="jaxpool-tokenise")
         self._requests = 0
@@ -119,12 +126,12 @@ class Engine:
             HostError: where several processes work together: another one failed.
         """
         self.runner.check_open()
-        work = ((start, window, reading) for start, window in pipeline.windows(requests))
+        work = ((start, window, reading) for start, window in pipeline.windows(requests, weight=_weight))
         progress = Progress(use_tqdm, total)
         try:
             with (
                 self.schedule.run(task),
-                closing(pipeline.ahead(self._tokenising, self._reader.read, work)) as tokenised,
+                closing(pipeline.ahead(self._tokenising, self._read, work)) as tokenised,
                 closing(pipeline.execute(tokenised, self.runner, task, self.schedule, total)) as computed,
             ):
                 answers: Iterator[Answer] = computed
@@ -156,6 +163,18 @@ class Engine:
         self.stats.add(truncated=sum(s.truncated * len(s.owners) for s in sequences))
         return sequences
 
+    def warmup(self, tasks: list[str]) -> None:
+        """Compiles and runs every shape of what these tasks take. Errors as `Runner.warmup`."""
+        programs = [name for task in tasks for name in (task, IMAGE, with_images(task))]
+        self.runner.warmup([name for name in dict.fromkeys(programs) if name in self.runner.replicas[0].programs])
+
+    def _read(self, start: int, window: list[Request], reading: Reading) -> list[TokenSequence]:
+        """A window's texts and pictures; the tower looks at those that stand in a text."""
+        sequences = self._reader.read(start, window, reading)
+        if self.schedule.binding and any(sequence.pictures or sequence.arrays for sequence in sequences):
+            raise ValueError("pictures are not supported by a model over several processes (docs/hosts.md)")
+        return pipeline.look(self.runner, sequences, self.recipe)
+
     def wanted(self, task: str, sequence: TokenSequence, rows: np.ndarray) -> np.ndarray:
         """Of a sequence's rows, those and that much of them that the request keeps."""
         if task in PER_TOKEN and sequence.step_tag_id is not None:
@@ -165,4 +184,11 @@ class Engine:
     def close(self) -> None:
         """Ends the engine's threads. Idempotent."""
         self._tokenising.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
         self.runner.close()
+
+
+def _weight(request: Request) -> int:
+    """What a request counts in a window: pictures are large."""
+    prompt, _ = request
+    return PICTURE_WEIGHT * len(prompt.pictures) if isinstance(prompt, Shown) else 1

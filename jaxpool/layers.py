@@ -64,6 +64,11 @@ def _gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def _quick_gelu(x: Array) -> Array:
+    """CLIP's own approximation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     # Hugging Face's `hidden_act` names.
     "gelu": _gelu,
@@ -71,6 +76,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,

@@ -158,9 +158,10 @@ class LLM:
         ladder = memory.choose_ladder(
             recipe, self.dtype, meshes[0], budget=max_num_batched_tokens, packed=not deterministic, fsdp=self._fsdp
         )
+        tower = memory.tower_ladder(recipe, meshes[0], budget=max_num_batched_tokens, packed=not deterministic)
         self.calls = Calls(recipe, read_tokens, self.model)
         self.engine = Engine(
-            recipe, read_tokens, meshes, ladder, self.dtype, fsdp=self._fsdp, by_sequence=sequence_parallel
+            recipe, read_tokens, meshes, ladder, self.dtype, tower=tower, fsdp=self._fsdp, by_sequence=sequence_parallel
         )
 
     @property
@@ -489,7 +490,7 @@ class LLM:
         Args:
             tasks: which of the model's tasks; none: the instance's own.
         """
-        self.engine.runner.warmup([self.calls.task(task) for task in tasks or (self.task,)])
+        self.engine.warmup([self.calls.task(task) for task in tasks or (self.task,)])
 
     def memory_plan(self) -> memory.MemoryPlan:
         """What each device holds: its part of the weights and of the largest batch's activations."""

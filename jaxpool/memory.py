@@ -173,3 +173,19 @@ def choose_ladder(
     tokens = budget or token_budget(recipe, dtype, device, mesh, fsdp=fsdp) * shards
     lanes = MIN_TOKENS if device.platform == "cpu" else CHIP_LANES
     return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, lanes=lanes)
+
+
+def tower_ladder(recipe: Recipe, mesh: Mesh, *, budget: int | None = None, packed: bool = True) -> Ladder | None:
+    """The shapes for pictures, of `budget` patches or the platform's tokens; None for a family that only reads."""
+    tower = recipe.family.tower
+    if tower is None:
+        return None
+    shards, platform = mesh.shape[DATA], own_device(mesh).platform
+    patches = tower.patches(recipe.config, recipe.pictures)
+    area = budget or (CPU_BUDGET if platform == "cpu" else CHIP_BUDGET) * shards
+    if patches.fixed:
+        rows = max(shards, area // patches.length // shards * shards)
+        full, small = (Shape(patches.length, count, 1) for count in (rows, shards))
+        return Ladder({patches.length: full}, {patches.length: small}, packed=False)
+    lanes = MIN_TOKENS if platform == "cpu" else CHIP_LANES
+    return make_ladder(patches.length, area, packed=packed, row_multiple=shards, lanes=lanes)

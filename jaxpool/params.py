@@ -138,16 +138,30 @@ def stacked_depth(specs: Tree) -> int:
 
 def unstack_specs(specs: Tree) -> Tree:
     """The declarations of what `unstack_layers` makes of stacked layers."""
-    layers = map_leaves(one_layer, specs["layers"])
-    return {**specs, "layers": dict.fromkeys(map(str, range(stacked_depth(specs))), layers)}
+    return _each_stack(
+        specs, lambda layers, depth: dict.fromkeys(map(str, range(depth)), map_leaves(one_layer, layers))
+    )
 
 
 def unstack_layers(params: Tree) -> Tree:
-    """Stacked `layers` (leading axis, or a list) -> a dict of "0" … "L-1": what `layers.apply_layers` also takes."""
+    """Stacked `layers` (leading axis, or a list) -> dicts of "0" … "L-1": what `layers.apply_layers` also takes."""
+    return _each_stack(
+        params,
+        lambda layers, depth: {str(i): jax.tree.map(itemgetter(i), layers, is_leaf=_is_list) for i in range(depth)},
+    )
 
-    def is_list(leaf: Any) -> bool:
-        return isinstance(leaf, list)
 
-    depth = len(jax.tree.leaves(params["layers"], is_leaf=is_list)[0])
-    layers = [jax.tree.map(itemgetter(i), params["layers"], is_leaf=is_list) for i in range(depth)]
-    return {**params, "layers": {str(i): layer for i, layer in enumerate(layers)}}
+def _each_stack(tree: Tree, unstack: Callable[[Tree, int], Tree]) -> Tree:
+    """`unstack(layers, depth)` instead of every `layers`, those of a tower within the model too."""
+
+    def changed(name: str, node: Any) -> Any:
+        if name == "layers":
+            first = jax.tree.leaves(node, is_leaf=_is_list)[0]
+            return unstack(node, first.shape[0] if hasattr(first, "shape") else len(first))
+        return _each_stack(node, unstack) if isinstance(node, dict) else node
+
+    return {name: changed(name, node) for name, node in tree.items()}
+
+
+def _is_list(leaf: Any) -> bool:
+    return isinstance(leaf, list)

@@ -5,32 +5,49 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, balance, plan
 from jaxpool.hosts import Schedule
+from jaxpool.images.picture import show, tiles
+from jaxpool.program import IMAGE, program_for
+from jaxpool.recipe import Recipe
 from jaxpool.runner import Runner
-from jaxpool.tasks import PER_TOKEN
 
 T = TypeVar("T")
+Answer = tuple[Sequence, np.ndarray]
 
 # Texts that are planned together: the first window is small, so that the first results come early.
 FIRST_WINDOW, WINDOW = 64, 1024
 _WINDOWS_AHEAD = 2
 
 
-def windows(items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW) -> Iterator[tuple[int, list[T]]]:
-    """Cuts a stream into lists of growing length, each with the number of its first item."""
-    iterator = iter(items)
-    start = 0
-    while window := list(islice(iterator, first)):
+class _Batch(NamedTuple):
+    """A planned batch: the name of its program, and the sequences that the plan numbers."""
+
+    program: str
+    plan: Plan
+    sequences: list[Sequence]
+
+
+def windows(
+    items: Iterable[T], first: int = FIRST_WINDOW, size: int = WINDOW, weight: Callable[[T], int] = lambda item: 1
+) -> Iterator[tuple[int, list[T]]]:
+    """Cuts a stream into lists of growing weight, each with the number of its first item."""
+    start, heavy = 0, 0
+    window: list[T] = []
+    for item in items:
+        window.append(item)
+        heavy += weight(item)
+        if heavy >= first:
+            yield start, window
+            start, heavy, window = start + len(window), 0, []
+            first = min(2 * first, size)
+    if window:
         yield start, window
-        start += len(window)
-        first = min(2 * first, size)
 
 
 def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Generator[T, None, None]:
@@ -55,7 +72,7 @@ def ahead(executor: Executor, work: Callable[..., T], arguments: Iterable[tuple[
 
 def execute(
     tokenised: Iterable[list[Sequence]], runner: Runner, task: str, schedule: Schedule, total: int | None = None
-) -> Generator[tuple[Sequence, np.ndarray], None, None]:
+) -> Generator[Answer, None, None]:
     """Runs windows of sequences and yields (sequence, its float32 rows) as batches finish, in no fixed order.
 
     The rows are [C], or for a task that answers for every token [T, C].
@@ -70,51 +87,70 @@ def execute(
         schedule: whether other processes have a say.
         total: how many requests there are in all windows, if that is known: it tells which is the last.
     """
-    limit, per_token = 2 * len(runner.replicas) + 1, task in PER_TOKEN
-    running: deque[tuple[Plan, list[Sequence], Future[np.ndarray]]] = deque()
-    planned: deque[tuple[Plan, list[Sequence]]] = deque()
-    held: list[Sequence] = []
+    limit = 2 * len(runner.replicas) + 1
+    running: deque[tuple[_Batch, Future[np.ndarray]]] = deque()
+    planned: deque[_Batch] = deque()
+    held: dict[str, list[Sequence]] = {}
 
     def start() -> None:
-        batch, sequences = planned.popleft()
-        running.append((batch, sequences, runner.submit(task, batch, sequences)))
+        batch = planned.popleft()
+        running.append((batch, runner.submit(batch.program, batch.plan, batch.sequences)))
 
-    def submit(sequences: list[Sequence], flush: list[bool] | None) -> Iterator[tuple[Sequence, np.ndarray]]:
-        nonlocal held
-        lengths = [len(s.ids) for s in sequences]
-        plans, kept = plan(lengths, runner.ladder, flush=flush)
+    def submit(program: str, sequences: list[Sequence], flush: list[bool] | None) -> Iterator[Answer]:
+        lengths, ladder = [len(s.ids) for s in sequences], runner.ladder_of(program)
+        plans, kept = plan(lengths, ladder, flush=flush)
         if flush is None:
-            plans = balance(plans, lengths, runner.ladder, len(runner.replicas))
-        held = [sequences[i] for i in kept]
-        planned.extend((batch, sequences) for batch in schedule.agree(plans))
-        runner.prepare(task, [batch.shape for batch, _ in list(planned)[1:]])
+            plans = balance(plans, lengths, ladder, len(runner.replicas))
+        held[program] = [sequences[i] for i in kept]
+        planned.extend(_Batch(program, batch, sequences) for batch in schedule.agree(plans))
+        runner.prepare(program, [batch.plan.shape for batch in list(planned)[1:]])
         while planned:
-            while len(running) >= limit or (running and running[0][2].done()):
+            while len(running) >= limit or (running and running[0][1].done()):
                 yield from finish()
             start()
 
-    def finish() -> Iterator[tuple[Sequence, np.ndarray]]:
-        batch, sequences, future = running.popleft()
-        yield from unpack(batch, sequences, schedule.result(future), per_token)
+    def finish() -> Iterator[Answer]:
+        batch, future = running.popleft()
+        per_token = runner.program(batch.program).per_token
+        yield from unpack(batch.plan, batch.sequences, schedule.result(future), per_token)
 
     try:
         for window, last in schedule.windows(tokenised, total):
             runner.stats.add(truncated=sum(s.truncated * len(s.owners) for s in window))
-            waiting = held
-            yield from submit(waiting + window, None if last else [True] * len(waiting) + [False] * len(window))
+            own: dict[str, list[Sequence]] = {task: []}  # of this one always: other processes may have some
+            for sequence in window:
+                own.setdefault(program_for(task, sequence), []).append(sequence)
+            for program in {**own, **held}:
+                waiting, new = held.get(program, []), own.get(program, [])
+                flush = None if last else [True] * len(waiting) + [False] * len(new)
+                yield from submit(program, waiting + new, flush)
         while running:
             yield from finish()
     finally:
         while planned and schedule.binding:
             start()
-        for _, _, future in running if not schedule.binding else ():
+        for _, future in running if not schedule.binding else ():
             future.cancel()
 
 
-def unpack(
-    batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool
-) -> Iterator[tuple[Sequence, np.ndarray]]:
-    """A batch's (sequence, its rows), views into `output`, of the sequences that somebody here waits for."""
+def look(runner: Runner, sequences: list[Sequence], recipe: Recipe) -> list[Sequence]:
+    """The sequences with what the tower sees of their pictures, in the caller's thread."""
+    found = tiles(sequences)
+    if not found:
+        return sequences
+    lengths, ladder = [len(tile.ids) for tile in found], runner.ladder_of(IMAGE)
+    plans = balance(plan(lengths, ladder)[0], lengths, ladder, len(runner.replicas))
+    futures = [(batch, runner.submit(IMAGE, batch, found)) for batch in plans]
+    seen = (answer for batch, future in futures for answer in unpack(batch, found, future.result(), True))
+    return show(sequences, seen, recipe.config.image_token)
+
+
+def unpack(batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool) -> Iterator[Answer]:
+    """A batch's (sequence, its rows), views into `output`, of the sequences that somebody here waits for.
+
+    A tower that puts k patches together answers for every k of a sequence.
+    """
+    step = batch.shape.tokens // output.shape[1] if per_token else 1
     for r, row in enumerate(batch.members):
         start = 0
         for m, i in enumerate(row):
@@ -123,5 +159,5 @@ def unpack(
             sequence = sequences[i]
             stop = start + len(sequence.ids)
             if sequence.owners:  # else another process waits for it
-                yield sequence, output[r, start:stop] if per_token else output[r, m]
+                yield sequence, output[r, start // step : stop // step] if per_token else output[r, m]
             start = stop

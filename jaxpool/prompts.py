@@ -1,4 +1,4 @@
-"""The forms that a prompt may come in, brought to one: text, or token ids."""
+"""The forms that a prompt may come in, brought to one: text, or token ids, with pictures or without."""
 
 from __future__ import annotations
 
@@ -41,7 +41,24 @@ class Written:
     write: Callable[[str], str] = field(compare=False, repr=False)
 
 
-Parsed = str | Pair | Written | TypedIds
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A prompt with pictures. Two of them are never the same: nobody looks whether two pictures are.
+
+    Attributes:
+        prompt: its text, in which the family's placeholder stands for each picture, or its token ids.
+        pictures: as they were given: whatever `images.opening` opens.
+        options: vLLM's `mm_processor_kwargs`.
+        name: how errors call it.
+    """
+
+    prompt: str | TypedIds
+    pictures: tuple[Any, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "prompt"
+
+
+Parsed = str | Pair | Written | TypedIds | Shown
 """One prompt, as it can be compared with others."""
 
 
@@ -53,12 +70,13 @@ def parse_prompts(prompts: Any) -> list[Parsed]:
     """One prompt or a list of them -> a list of texts and token ids.
 
     Takes `str`, a list of token ids, `{"prompt": str}`, `{"prompt_token_ids": [int]}` (with `token_type_ids` if it is
-    a pair), or a list of these.
+    a pair), each with `multi_modal_data` {"image": a picture or a list of them} if it has pictures, a picture alone
+    (`PIL.Image.Image`), or a list of these.
 
     Raises:
         ValueError: nothing given, or something that is no prompt; the message names its place and type.
     """
-    if isinstance(prompts, (str, Mapping)) or _is_ids(prompts):
+    if isinstance(prompts, (str, Mapping)) or _is_ids(prompts) or _is_picture(prompts):
         return [parse_prompt(prompts, "prompts")]
     if isinstance(prompts, np.ndarray) and prompts.ndim == 1 and prompts.dtype.kind in "UO":
         prompts = prompts.tolist()
@@ -75,6 +93,8 @@ def parse_prompt(prompt: Any, name: str) -> Parsed:
         return parse_text(prompt, name)
     if isinstance(prompt, Mapping):
         return _parse_dict(prompt, name)
+    if _is_picture(prompt):
+        return Shown("", (prompt,), name=name)
     if _is_ids(prompt):
         return _ids(prompt)
     if isinstance(prompt, (list, tuple, np.ndarray)) and len(prompt) == 0:
@@ -115,17 +135,42 @@ def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> np.ndarray:
 def _parse_dict(prompt: Mapping[str, Any], name: str) -> Parsed:
     known = {"prompt", "prompt_token_ids"}
     given = {key: value for key, value in prompt.items() if key not in _NO_SAY}
+    pictures = _pictures(given.pop("multi_modal_data", None), name)
+    options = given.pop("mm_processor_kwargs", None) or {}
     if unknown := sorted(set(map(str, given)) - known - {"token_type_ids"}):
         raise ValueError(f"{name}: keys {unknown} are not supported, expected one of {sorted(known)}")
     types = given.pop("token_type_ids", None)
-    if len(given) != 1 or (types is not None and "prompt" in given):
+    if pictures and not given:
+        given = {"prompt": ""}
+    if len(given) != 1 or (types is not None and ("prompt" in given or pictures)):
         raise ValueError(f"{name}: expected exactly one of {sorted(known)}, got {sorted(map(str, prompt))}")
+    parsed = _parse_rest(given, types, name)
+    return Shown(parsed, pictures, options, name) if pictures else parsed
+
+
+def _parse_rest(given: Mapping[str, Any], types: Any, name: str) -> str | TypedIds:
     if "prompt" in given:
         return parse_text(given["prompt"], f"{name}['prompt']")
     ids = given["prompt_token_ids"]
     if not _is_ids(ids):
         raise ValueError(f"{name}['prompt_token_ids']: expected a list of at least one int, got {_kind(ids)}")
     return _ids(ids) if types is None else _typed_ids(ids, types, name)
+
+
+def _pictures(data: Any, name: str) -> tuple[Any, ...]:
+    if data is None:
+        return ()
+    if not isinstance(data, Mapping) or set(data) - {"image"}:
+        raise ValueError(f"{name}['multi_modal_data']: expected {{'image': …}}, got {_kind(data)}")
+    given = data.get("image")
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
+
+
+def _is_picture(value: Any) -> bool:
+    # By name: pillow is not imported for those who only read.
+    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
 
 
 def _ids(ids: Any) -> TypedIds:

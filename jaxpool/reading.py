@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.chunks import split
+from jaxpool.images.reading import Pictures
 from jaxpool.pooling_params import Options
-from jaxpool.prompts import Pair, Parsed, TypedIds, Written, check_ids
+from jaxpool.prompts import Pair, Parsed, Shown, TypedIds, Written, check_ids
 from jaxpool.recipe import Recipe
 from jaxpool.tokens import Encoded, Tokenizer
 
@@ -122,7 +123,7 @@ def check_truncation(truncate: Any, longest: int, tokenizer: Tokenizer) -> int:
 
 
 class Reader:
-    """Tokenises windows of requests. Holds no state, so threads share it.
+    """Tokenises windows of requests, and reads their pictures. Threads share it.
 
     Args:
         recipe: of the model.
@@ -132,6 +133,7 @@ class Reader:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self._recipe = recipe
         self._tokenizer = tokenizer
+        self._pictures = Pictures(recipe, tokenizer)
 
     def read(self, start: int, window: Sequence[Request], reading: Reading) -> list[TokenSequence]:
         """One window of requests -> sequences; a request that comes more than once is computed once.
@@ -145,12 +147,24 @@ class Reader:
         owners: dict[Request, list[int]] = {}
         for i, request in enumerate(window):
             owners.setdefault(request, []).append(start + i)
-        encoded = self._encode(list(dict.fromkeys(prompt for prompt, _ in owners)), reading)
-        return [
-            sequence
-            for (prompt, options), numbers in owners.items()
-            for sequence in self._sequences(prompt, options, encoded[prompt], numbers, reading)
-        ]
+        with self._pictures.opened(prompt for prompt, _ in owners if isinstance(prompt, Shown)) as opened:
+            read = list(dict.fromkeys(prompt for prompt, _ in owners if not isinstance(prompt, Shown)))
+            encoded = self._encode(read, reading)
+            return [
+                sequence
+                for (prompt, options), numbers in owners.items()
+                for sequence in (
+                    self._pictures.sequences(
+                        prompt, opened[prompt], tuple(numbers), options, reading.limit, reading.prompt
+                    )
+                    if isinstance(prompt, Shown)
+                    else self._sequences(prompt, options, encoded[prompt], numbers, reading)
+                )
+            ]
+
+    def close(self) -> None:
+        """Ends its threads, if it has any."""
+        self._pictures.close()
 
     def _encode(self, prompts: list[Parsed], reading: Reading) -> dict[Parsed, Encoded]:
         """Every kind of prompt in one call of the tokenizer."""
@@ -221,6 +235,9 @@ class Reader:
             )
         if len(ids) == 0:
             raise ValueError(f"{name}: the text has no tokens, and this model's tokenizer adds none")
+        if self._recipe.family.padding is not None:
+            length, padding = self._recipe.family.padding(self._recipe.config)
+            ids = np.pad(ids, (0, max(length - len(ids), 0)), constant_values=padding)
         whole = TokenSequence(
             ids,
             tuple(numbers),

@@ -16,6 +16,7 @@ from jaxpool.converters.rules import TokenRows
 from jaxpool.head_choice import Source, choose
 from jaxpool.heads import Dense, Module, chain_width
 from jaxpool.hf_overrides import HFOverrides, override
+from jaxpool.images.format import PictureFormat, read_format
 from jaxpool.log import once
 from jaxpool.models import Family, find_family
 from jaxpool.models.hf_config import NUMBER, TEXTS
@@ -57,6 +58,7 @@ class Recipe:
         quantization: how the layers' kernels are held: a name of `quantization.KINDS`, or None for as they are.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         source: "sentence-transformers" or "defaults", for the reader of the recipe.
+        pictures: what is done to pictures before a tower sees them; of families that see.
         module_folders: where each module's files lie, by its path among the parameters ("tokens/0", "head/1").
     """
 
@@ -92,6 +94,7 @@ class Recipe:
     similarity: str = "cosine"
     source: str = "defaults"
     module_folders: Mapping[str, str] = field(default_factory=dict)
+    pictures: PictureFormat = field(default_factory=PictureFormat)
 
     @property
     def backbone_directory(self) -> Path:
@@ -210,6 +213,8 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None, task: 
         )
     chosen = choose(task, Source(backbone_dir, hf, family, architecture, config, saved))
     lengths = {name: saved[name] for name in ("max_length", "lower_case") if name in saved}
+    if family.tower is not None:
+        chosen["pictures"] = read_format(backbone_dir)
     recipe = Recipe(directory, architecture, family, config, hf, **lengths | chosen)
     if recipe.max_length == 0:
         recipe = replace(recipe, max_length=min(n for n in limits if n) if not saved else config.max_length)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpool.batch import Batch
+from jaxpool.batch import PLACES, Batch
 
 Array = jax.Array
 
@@ -29,6 +29,8 @@ class Rotary:
         kind: a key of `KINDS`.
         settings: the kind's own numbers, as (name, value) pairs.
         max_positions: config.json's `max_position_embeddings`.
+        sections: how many frequencies go by time, line and column (M-RoPE: Wang et al. 2024, arXiv:2409.12191) where
+            a text has pictures; elsewhere the three are the same.
     """
 
     size: int
@@ -36,6 +38,7 @@ class Rotary:
     kind: str = "default"
     settings: tuple[tuple[str, Any], ...] = ()
     max_positions: int = 0
+    sections: tuple[int, ...] = ()
 
     def angles(self, batch: Batch) -> tuple[Array, Array]:
         """cos and sin, float32 [R, T, size/2], for every token's position in its own sequence."""
@@ -45,7 +48,10 @@ class Rotary:
             else:
                 inverse, scale = KINDS[self.kind](self)
                 frequencies = jnp.asarray(inverse, jnp.float32)
-            angles = batch.positions[..., None].astype(jnp.float32) * frequencies
+            positions = batch.positions[..., None]
+            if self.sections and PLACES in batch.arrays:
+                positions = jnp.repeat(batch.arrays[PLACES], np.array(self.sections), axis=-1)
+            angles = positions.astype(jnp.float32) * frequencies
             return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 

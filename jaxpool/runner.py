@@ -11,12 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxpool.batch import OPTIONS, Inputs
+from jaxpool.batch import OPTIONS, Arrays, Inputs
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder, Plan, Shape
 from jaxpool.hosts.rows import Rows
@@ -24,12 +26,33 @@ from jaxpool.log import logger
 from jaxpool.params import Tree
 from jaxpool.sharding import split_sequences
 
-Program = Callable[[Tree, Inputs], jax.Array]
-
 # Batches in flight on one replica: on a chip the next is dispatched before the last is copied back. A CPU has no
 # copy to hide, and a second batch would be better off on another core.
 _IN_FLIGHT = {"cpu": 1}
 _IN_FLIGHT_ON_CHIPS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What is compiled, once a shape.
+
+    Attributes:
+        compute: (params, inputs) -> array; pure.
+        arrays: what it takes of every token beside its id.
+        per_token: whether it answers for every token, or every few.
+    """
+
+    compute: Callable[[Tree, Inputs], jax.Array]
+    arrays: Arrays = field(default_factory=dict)
+    per_token: bool = False
+
+    def __call__(self, params: Tree, inputs: Inputs) -> jax.Array:
+        """`compute`."""
+        return self.compute(params, inputs)
+
+    def inputs(self, rows: int, shape: Shape, array: Callable[..., Any]) -> Inputs:
+        """Its inputs of a shape, `rows` of it, every field made by `array` (`Inputs.of_shape`)."""
+        return Inputs.of_shape(rows, shape.tokens, shape.places, array, self.arrays)
 
 
 @dataclass
@@ -85,7 +108,8 @@ class Replica:
         self._params = params
         self.rows = Rows(mesh)
         sharding = self.rows.sharding
-        self._jitted = {task: jax.jit(program, out_shardings=sharding) for task, program in programs.items()}
+        self.programs = programs
+        self._jitted = {task: jax.jit(program.compute, out_shardings=sharding) for task, program in programs.items()}
         self._executables: dict[tuple[str, Shape], Future[Callable[..., jax.Array]]] = {}
         self._stats = stats
         self._lock = threading.Lock()
@@ -108,7 +132,7 @@ class Replica:
 
     def _compile(self, task: str, shape: Shape) -> Callable[..., jax.Array]:
         abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self.rows.sharding)
-        inputs = Inputs.of_shape(self.rows.of_all(shape.rows), shape.tokens, shape.places, abstract)
+        inputs = self.programs[task].inputs(self.rows.of_all(shape.rows), shape, abstract)
         with jax.set_mesh(self.mesh), split_sequences(self._by_sequence):
             compiled = self._jitted[task].lower(self._params, inputs).compile()
         self._stats.add(compilations=1)
@@ -203,14 +227,22 @@ class Runner:
         replicas: at least one.
         ladder: the shapes, with the rows that are this process's own.
         stats: where to count.
+        ladders: of programs that have shapes of their own.
         patience: seconds that the end waits for a batch in flight, which may hang for another process; None: any.
     """
 
     def __init__(
-        self, replicas: Sequence[Replica], ladder: Ladder, stats: Stats, *, patience: float | None = None
+        self,
+        replicas: Sequence[Replica],
+        ladder: Ladder,
+        stats: Stats,
+        *,
+        ladders: Mapping[str, Ladder] = MappingProxyType({}),
+        patience: float | None = None,
     ) -> None:
         self.replicas = replicas
         self.ladder = ladder
+        self._ladders = ladders
         self.stats = stats
         self._work = _WorkQueue()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="jaxpool-compile")
@@ -221,6 +253,14 @@ class Runner:
         for thread in self._threads:
             thread.start()
         self._stop = weakref.finalize(self, _stop, self._work, self._threads, self._compiling, patience)
+
+    def program(self, task: str) -> Program:
+        """One of its programs."""
+        return self.replicas[0].programs[task]
+
+    def ladder_of(self, task: str) -> Ladder:
+        """The shapes of a program."""
+        return self._ladders.get(task, self.ladder)
 
     def prepare(self, task: str, shapes: Iterable[Shape]) -> None:
         """Compiles shapes in the background, in order, while batches run: those that a call is about to need."""
@@ -243,11 +283,11 @@ class Runner:
         Raises:
             RuntimeError: the runner is closed.
         """
-        inputs = fill(plan, sequences)
+        inputs = fill(plan, sequences, self.program(task))
         item = _Work(task, plan.shape, inputs, Future())
         self._work.put(item)
         used = int(inputs.lengths.sum())
-        self.stats.add(texts=int((plan.members >= 0).sum()), tokens=used, computed_tokens=plan.shape.area, batches=1)
+        self.stats.add(texts=len(plan.numbers), tokens=used, computed_tokens=plan.shape.area, batches=1)
         return item.future
 
     def warmup(self, tasks: Sequence[str]) -> None:
@@ -275,10 +315,12 @@ class Runner:
             self._run_all(tasks)
 
     def _run_all(self, tasks: Sequence[str]) -> None:
-        for shape in self.ladder.shapes:
-            empty = Inputs.of_shape(shape.rows, shape.tokens, shape.places, partial(np.zeros, dtype=np.int32))
-            for output in [replica.dispatch(task, shape, empty) for task in tasks for replica in self.replicas]:
-                output.block_until_ready()
+        zeros = partial(np.zeros, dtype=np.int32)
+        for task in tasks:
+            for shape in self.ladder_of(task).shapes:
+                empty = self.program(task).inputs(shape.rows, shape, zeros)
+                for output in [replica.dispatch(task, shape, empty) for replica in self.replicas]:
+                    output.block_until_ready()
 
     def check_open(self) -> None:
         """Raises RuntimeError once closed."""
@@ -311,10 +353,9 @@ def _halve(ladder: Ladder, row_multiple: int) -> Ladder:
     return replace(halved, small=ladder.small) if ladder.packed else halved
 
 
-def fill(plan: Plan, sequences: Sequence[TokenSequence]) -> Inputs:
+def fill(plan: Plan, sequences: Sequence[TokenSequence], program: Program) -> Inputs:
     """The arrays of a planned batch: ids one sequence behind the other in each row, padded with 0."""
-    shape = plan.shape
-    inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, partial(np.zeros, dtype=np.int32))
+    inputs = program.inputs(plan.shape.rows, plan.shape, partial(np.zeros, dtype=np.int32))
     for r, row in enumerate(plan.members):
         start = 0
         for m, i in enumerate(row):
@@ -324,6 +365,8 @@ def fill(plan: Plan, sequences: Sequence[TokenSequence]) -> Inputs:
             length = len(sequence.ids)
             inputs.ids[r, start : start + length] = sequence.ids
             inputs.lengths[r, m] = length
+            for name, values in sequence.arrays.items():
+                inputs.arrays[name][r, start : start + length] = values
             for option in OPTIONS:
                 getattr(inputs, option)[r, m] = getattr(sequence, option)
             start += length

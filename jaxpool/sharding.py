@@ -28,6 +28,7 @@ RULES: Mapping[str, str | None] = {
     "parts": None,  # of a fused kernel: q, k and v; a gated MLP's two
     "layers": None,
     "pooled": None,
+    "pixels": None,  # of a patch: colours, frames, lines, columns
     "rows": DATA,
     "tokens": None,
 }

@@ -197,6 +197,13 @@ class Tokenizer:
         """The vocabulary's words for ids."""
         return [self._backend.id_to_token(i) for i in ids]
 
+    def places(self, text: str, *, special_tokens: bool = True) -> Iterator[tuple[int, str, tuple[int, int] | None]]:
+        """A whole text's tokens: id, the vocabulary's word, and its first and last character; None if it is special."""
+        encoding = self._backend.encode(text, add_special_tokens=special_tokens)
+        columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
+        for i, token, place, added in zip(*columns, strict=True):
+            yield i, token, None if added else place
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)

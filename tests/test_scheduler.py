@@ -29,6 +29,12 @@ class Runner:
         self.submitted = SimpleQueue()
         self.batches = []
 
+    def ladder_of(self, task):
+        return self.ladder
+
+    def program(self, task):
+        return SimpleNamespace(per_token=task == TOKEN_EMBED)
+
     def submit(self, task, plan, sequences):
         future = Future()
         self.batches.append([sequences[i] for row in plan.members.tolist() for i in row if i >= 0])

@@ -615,7 +615,7 @@ def test_errors_have_both_forms(client, method, path, status, kind):
     assert response.status_code == status
     assert set(error["error"]) == {"message", "type", "param", "code"}
     assert (error["error"]["type"], error["error"]["code"]) == (kind, status)
-    assert error == error["error"] | {"error": error["error"], "object": "error"}
+    assert error == error["error"] | {"error": error["error"], "object": "error", "error_type": "Validation"}
     assert response.headers["x-request-id"] == "mine"
 
 

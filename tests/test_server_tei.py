@@ -248,6 +248,22 @@ def test_decode(client, llms):
     assert "out of vocabulary" in refused(client, "/decode", ids=[-1])
 
 
+def test_tokenize(client, llms):
+    tokenizer = llms["tiny"].engine.tokenizer
+    (tokens,) = ask(client, "/tokenize", inputs="Hello my name")
+    assert [token["id"] for token in tokens] == tokenizer.encode(["Hello my name"], 64)[0].ids.tolist()
+    assert tokens[0] == {"id": tokens[0]["id"], "text": "[CLS]", "special": True, "start": None, "stop": None}
+    inner = tokens[1:-1]
+    assert [token["text"] for token in inner][0] == "Hello"  # as the text has it, not as the vocabulary
+    assert all(token["text"] == "Hello my name"[token["start"] : token["stop"]] for token in inner)
+    both = ask(client, "/tokenize", inputs=["my", "name"], add_special_tokens=False)
+    assert [[token["text"] for token in one] for one in both] == [["my"], ["name"]]
+    (prompted,) = ask(client, "/tokenize", inputs="my", prompt_name="query")
+    assert [token["text"] for token in prompted[1:3]] == ["query", ":"]
+    assert "prompt_name" in refused(client, "/tokenize", inputs="my", prompt_name="gone")
+    assert "`inputs`" in refused(client, "/tokenize", inputs="my", prompt="my")
+
+
 @pytest.mark.parametrize(
     ("model", "path", "body", "said"),
     [

@@ -8,7 +8,18 @@ from typing import Any
 
 from jaxpool.models.family import Family
 
-_FAMILY_FILES = ("bert", "mpnet", "jina", "roberta", "distilbert", "modernbert", "llama", "gemma", "internlm2")
+_FAMILY_FILES = (
+    "bert",
+    "mpnet",
+    "jina",
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "llama",
+    "gemma",
+    "internlm2",
+    "clip",
+)
 
 
 # What `register` added: a registry is the one thing here that outlives a call.

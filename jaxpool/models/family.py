@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxpool.batch import Batch
+from jaxpool.batch import Arrays, Batch
 from jaxpool.converters.rules import Table
 from jaxpool.heads import Module
+from jaxpool.images.format import PictureFormat
 from jaxpool.params import Tree
 
 
@@ -73,6 +74,44 @@ class Head:
     step_tag_id: int | None = None
 
 
+class Patches(NamedTuple):
+    """What a tower takes.
+
+    Attributes:
+        length: patches of every picture (or tile of one); where they differ, the most.
+        fixed: whether all have that many.
+        arrays: what every patch has: `pixels`, and where it lies.
+    """
+
+    length: int
+    fixed: bool
+    arrays: Arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """How a family sees: a picture is a sequence of patches as a text is one of tokens.
+
+    Attributes:
+        patches: (config, what the checkpoint says about pictures) -> what it takes.
+        forward: (params, batch, config, *, capture=()) -> `Output`. `hidden` is one vector a picture [R, M, C] where
+            pictures are answered by themselves, otherwise the rows that stand among a text's tokens [R, P / k, D].
+        captures: the names that `capture=` accepts.
+        text: (config, dtype) -> what goes with the tokens of a text with pictures: `features`, their rows, and where
+            it takes them from; None where pictures are answered by themselves.
+    """
+
+    patches: Callable[[Any, PictureFormat], Patches]
+    forward: Callable[..., Output]
+    captures: tuple[str, ...] = ()
+    text: Callable[[Any, Any], Arrays] | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether a picture is answered by itself, as CLIP does."""
+        return self.text is None
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity: a static argument of jitted functions
 class Family:
     """One model family.
@@ -91,6 +130,9 @@ class Family:
         answers: config.json -> whether such an architecture is this family's after all, where a name says too little.
         own_modules: types in modules.json that are the checkpoint's own code, whose work the family does itself:
             type -> the module of sentence-transformers that it stands for.
+        tower: how it sees; None for families that only read.
+        padding: config -> (length, token id) to which every text is padded with tokens that are read like others
+            (SigLIP); None for none.
         table: the checkpoint's rules; None for `converters/<name>.py`'s (jaxpool's own families).
     """
 
@@ -106,6 +148,8 @@ class Family:
     extras: Callable[[Any], Tree] = lambda config: {}
     answers: Callable[[Mapping[str, Any]], bool] = lambda values: True
     own_modules: Mapping[str, str] = field(default_factory=dict)
+    tower: Tower | None = None
+    padding: Callable[[Any], tuple[int, int]] | None = None
     table: Table | None = None
 
     @property

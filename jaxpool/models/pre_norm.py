@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.batch import Batch
+from jaxpool.batch import FEATURES, Batch
 from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep, rms_norm
 from jaxpool.models.family import Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
@@ -52,6 +52,7 @@ class Config:
         attention_bias: whether queries, keys and values have biases.
         output_bias: whether the attention's output has one.
         qk_norm: whether queries and keys are normed, head by head.
+        image_token: the token in whose places a picture's rows stand; None for models that only read.
     """
 
     vocab_size: int
@@ -71,6 +72,7 @@ class Config:
     attention_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    image_token: int | None = None
 
     @property
     def activation_bytes_per_token(self) -> int:
@@ -252,6 +254,9 @@ def run(
         # The factor is rounded to the compute dtype first, as Gemma was trained.
         scale = jnp.asarray(config.embedding_scale, dtype).astype(jnp.float32)
         x = (table[batch.ids].astype(jnp.float32) * scale).astype(dtype)
+        if FEATURES in batch.arrays:
+            seen = batch.ids == config.image_token
+            x = jnp.where(seen[..., None], batch.arrays[FEATURES].astype(dtype), x)
     captured = keep(capture, embeddings=x)
     angles = {rotary: rotary.angles(batch) for rotary in {kind.rotary: None for kind in config.pattern}}
     layers = [

@@ -46,8 +46,13 @@ def prompts(request: Request, serving: Serving, body: TextBody) -> Any:
     return chat.render(serving, body)
 
 
-async def compute(request: Request, serving: Serving, body: Body, make: Callable[[], Call]) -> list[Answer]:
+async def compute(
+    request: Request, serving: Serving, body: Body, make: Callable[[], Call], inputs: int | None = None
+) -> list[Answer]:
     """Makes a call and waits for its answers, as long as the client does.
+
+    Args:
+        inputs: as `Serving.answer`.
 
     Raises:
         ApiError: as `Serving.answer`.
@@ -56,7 +61,8 @@ async def compute(request: Request, serving: Serving, body: Body, make: Callable
     call = await serving.prepare(make)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        answers = await serving.answer(call, priority=body.priority, timeout=_timeout(request, serving), gone=gone)
+        timeout = _timeout(request, serving)
+        answers = await serving.answer(call, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs)
     finally:
         gone.cancel()
         with suppress(asyncio.CancelledError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import sys
@@ -23,11 +24,32 @@ DTYPES: Mapping[str, Any] = {
     "fp8_e5m2": ml_dtypes.float8_e5m2,
 }
 
+# That are written as JSON at a time: about a millisecond's work.
+NUMBERS_A_TURN = 65_536
+
 
 def json_response(content: Any, headers: Mapping[str, str] | None = None) -> Response:
     """JSON, with numpy arrays as lists."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json", headers=dict(headers or {}))
+
+
+async def json_of_items(
+    around: Mapping[str, Any], name: str, items: Sequence[Any], numbers: int, headers: Mapping[str, str]
+) -> Response:
+    """`{**around, name: items}` as JSON. Of many items some at a time, so that others get their turn in between.
+
+    Args:
+        numbers: in all items together, about.
+    """
+    turn = max(1, NUMBERS_A_TURN * len(items) // max(numbers, 1))
+    parts = []
+    for start in range(0, len(items), turn):
+        if start:
+            await asyncio.sleep(0)
+        parts.append(orjson.dumps(items[start : start + turn], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+    body = b'%b,"%b":[%b]}' % (orjson.dumps(around)[:-1], name.encode(), b",".join(parts))
+    return Response(body, media_type="application/json", headers=dict(headers))
 
 
 def written(vector: np.ndarray, body: VectorBody) -> Any:

@@ -1,4 +1,7 @@
-"""What goes wrong with a request, and how it is told: OpenAI's nested form and vLLM's flat one in the same body."""
+"""What goes wrong with a request, and how it is told: OpenAI's nested form and vLLM's flat one in the same body.
+
+TEI's `error_type` stands beside them; its `error`, a text, would be in the way of OpenAI's.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,15 @@ KINDS: Mapping[int, str] = {
     504: "TimeoutError",
 }
 
+# The same for TEI; what is not here is the request's own fault.
+TEI_KINDS: Mapping[int, str] = {
+    401: "Unauthenticated",
+    429: "Overloaded",
+    500: "Backend",
+    503: "Unhealthy",
+    504: "Overloaded",
+}
+
 
 class ApiError(HTTPException):
     """An answer that is an error; FastAPI lets it through wherever it reads a request.
@@ -56,7 +68,8 @@ def error_response(error: ApiError) -> Response:
         "code": error.status,
     }
     headers = dict(error.headers) if error.headers else None
-    body = json.dumps({"error": told, "object": "error", **told})
+    kind = TEI_KINDS.get(error.status, "Validation")
+    body = json.dumps({"error": told, "object": "error", **told, "error_type": kind})
     return Response(body, error.status, headers, "application/json")
 
 

@@ -146,19 +146,21 @@ class RerankBody(ScoringBody):
 
 
 class TokenizeBody(BaseModel):
-    """`/tokenize`."""
+    """`/tokenize`: vLLM's with `prompt` or `messages`, TEI's with `inputs`."""
 
     model: Text | None = None
     prompt: str | None = None
+    inputs: Text | Many[Text] | None = None
+    prompt_name: str | None = None
     messages: Many[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = False
     return_token_strs: bool = False
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> TokenizeBody:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either `prompt` or `messages`")
+    def _one_of_them(self) -> TokenizeBody:
+        if sum(given is not None for given in (self.prompt, self.messages, self.inputs)) != 1:
+            raise ValueError("give either `prompt` or `messages`, or TEI's `inputs`")
         return self
 
 

@@ -17,7 +17,6 @@ from jaxpool.batching import Plan, plan
 from jaxpool.log import logger
 from jaxpool.pipeline import unpack
 from jaxpool.runner import Runner
-from jaxpool.tasks import PER_TOKEN
 
 Answers = list[tuple[Sequence, np.ndarray]]
 
@@ -44,7 +43,7 @@ class Work:
     """The sequences of one request.
 
     Attributes:
-        task: of the recipe's.
+        task: the name of the runner's program.
         sequences: at least one.
         done: called once, from a thread of the scheduler's, with the answers in any order, or what went wrong.
         priority: lower ones first.
@@ -183,11 +182,11 @@ class Scheduler:
 
     def _pick(self) -> list[Candidate]:
         """Who is first in line, and then the others of the same task in turns."""
-        full = max(self._runner.ladder.full.values(), key=lambda shape: shape.area).area
         picked, tokens = self._back, sum(len(s.ids) for _, s in self._back)
         self._back = []
         line = sorted(self._waiting, key=lambda work: work.priority)  # stable: by arrival, and by turn
         task = picked[0][0].task if picked else line[0].task
+        full = max(shape.area for shape in self._runner.ladder_of(task).full.values())
         enough = lambda: tokens >= BATCHES_AHEAD * full or len(picked) >= CANDIDATES  # noqa: E731
         others = [c for c in picked if c[0].task != task]
         picked = [c for c in picked if c[0].task == task]
@@ -214,21 +213,17 @@ class Scheduler:
     def _start(self, candidates: list[Candidate]) -> None:
         """Plans all candidates, runs the batches with the oldest, and keeps the others for the next time."""
         task = candidates[0][0].task
-        plans, _ = plan([len(s.ids) for _, s in candidates], self._runner.ladder)
-        first = [min(i for row in p.members.tolist() for i in row if i >= 0) for p in plans]
-        order = sorted(range(len(plans)), key=first.__getitem__)
+        plans, _ = plan([len(s.ids) for _, s in candidates], self._runner.ladder_of(task))
         now = time.monotonic()
         left: set[int] = set(range(len(candidates)))
         sequences = [sequence for _, sequence in candidates]
-        for place, number in enumerate(order):
+        for place, batch in enumerate(sorted(plans, key=lambda plan: min(plan.numbers))):
             with self._changed:
                 if place and self._running >= self._slots:
                     break
                 self._running += 1
-            batch = plans[number]
-            members = {i for row in batch.members.tolist() for i in row if i >= 0}
-            left -= members
-            for i in members:
+            left.difference_update(batch.numbers)
+            for i in batch.numbers:
                 if candidates[i][0].begun is None:
                     candidates[i][0].begun = now
             self._run(task, batch, candidates, sequences)
@@ -255,7 +250,7 @@ class Scheduler:
         self, task: str, batch: Plan, candidates: list[Candidate], future: Future[np.ndarray], seconds: float
     ) -> None:
         """In the replica's thread: hands out rows, and makes room for the next batch before that."""
-        members = [i for row in batch.members.tolist() for i in row if i >= 0]
+        members = batch.numbers
         error = RuntimeError("cancelled") if future.cancelled() else future.exception()
         failed = [] if error is None else list(dict.fromkeys(candidates[i][0] for i in members))
         with self._changed:
@@ -273,7 +268,9 @@ class Scheduler:
                 return
             sequences = [sequence for _, sequence in candidates]
             owners = {id(sequences[i]): candidates[i][0] for i in members}
-            rows: Iterable[tuple[Sequence, np.ndarray]] = unpack(batch, sequences, future.result(), task in PER_TOKEN)
+            rows: Iterable[tuple[Sequence, np.ndarray]] = unpack(
+                batch, sequences, future.result(), self._runner.program(task).per_token
+            )
             for sequence, own in rows:
                 work = owners[id(sequence)]
                 work._answers.append((sequence, own))

@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from jaxpool.batch import Sequence
 from jaxpool.calls import Call, Calls
 from jaxpool.chunks import merge
+from jaxpool.images.picture import show, tiles
 from jaxpool.llm import LLM
+from jaxpool.program import IMAGE, program_for
 from jaxpool.recipe import Recipe
 from jaxpool.server.errors import ApiError
 from jaxpool.server.limits import Limits
@@ -103,7 +107,13 @@ class Serving:
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, make)
 
     async def answer(
-        self, call: Call, *, priority: int = 0, timeout: float | None = None, gone: asyncio.Future[Any] | None = None
+        self,
+        call: Call,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        gone: asyncio.Future[Any] | None = None,
+        inputs: int | None = None,
     ) -> list[Answer]:
         """The answers to a call's requests, in order.
 
@@ -112,27 +122,48 @@ class Serving:
             priority: lower ones first.
             timeout: seconds within which it has to begin; None: the server's own.
             gone: done when nobody waits for the answer any more.
+            inputs: how many the client gave, where the call has a request for each text of a pair.
 
         Raises:
             ApiError: 413 too many texts, 429 the queue is full, 503 the device failed, 504 too late, 499 `gone`.
             ValueError: as `Reader.read`.
         """
         limits = self.limits
-        limits.check_texts(len(call.requests))
+        limits.check_texts(len(call.requests) if inputs is None else inputs)
         limits.check_queue(self._scheduler.queued_tokens, 0, self._rate)
         if not call.requests:
             return []
         loop = asyncio.get_running_loop()
         sequences = await loop.run_in_executor(self._tokenising, self._engine.read, call.requests, call.reading)
-        tokens = sum(len(sequence.ids) for sequence in sequences)
-        limits.check_queue(self._scheduler.queued_tokens, tokens, self._rate)
+        limits.check_queue(self._scheduler.queued_tokens, sum(len(s.ids) for s in sequences), self._rate)
+        allowed = limits.timeout if timeout is None else timeout
+        deadline = None if allowed is None else time.monotonic() + allowed
+        run = partial(self._run, priority=priority, deadline=deadline, gone=gone)
+        if found := tiles(sequences):
+            sequences = show(sequences, await run(IMAGE, found), self.recipe.config.image_token)
+        programs: dict[str, list[Sequence]] = {}
+        for sequence in sequences:
+            programs.setdefault(program_for(call.task, sequence), []).append(sequence)
+        answers = await asyncio.gather(*(run(program, own) for program, own in programs.items()))
+        return self._in_order(call, [answer for own in answers for answer in own])
+
+    async def _run(
+        self,
+        program: str,
+        sequences: list[Sequence],
+        *,
+        priority: int,
+        deadline: float | None,
+        gone: asyncio.Future[Any] | None,
+    ) -> Answers:
+        """The answers to sequences that one program computes. Errors as `answer`."""
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[Answers] = loop.create_future()
 
         def done(outcome: Answers | Exception) -> None:
             loop.call_soon_threadsafe(_settle, future, outcome)
 
-        allowed = limits.timeout if timeout is None else timeout
-        work = Work(call.task, sequences, done, priority, None if allowed is None else time.monotonic() + allowed)
+        work = Work(program, sequences, done, priority, deadline)
         self._scheduler.submit(work)
         try:
             if gone is not None:
@@ -151,7 +182,7 @@ class Serving:
                 self._scheduler.drop(work)
         if work.begun is not None:
             self.metrics.queue_seconds.observe(work.begun - work.arrived)
-        return self._in_order(call, answers)
+        return answers
 
     async def warm(self) -> None:
         """Compiles and runs every shape; ready from then on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, BertForPreTraining, BertModel, MPNetForMaskedLM, MPNetModel, PreTrainedModel
 
-from jaxpool.batch import Inputs, unfold
+from jaxpool.batch import OPTIONS, Inputs, unfold
 from jaxpool.models.family import Family, Output
 from jaxpool.params import unstack_layers
 from jaxpool.placement import load_to_mesh
@@ -122,7 +121,7 @@ def _run(ours: SimpleNamespace, rows: Sequence[Sequence[np.ndarray]], params: An
         ids[r, : sum(map(len, row))] = np.concatenate(row)
         lengths[r, : len(row)] = [len(sequence) for sequence in row]
     names = tuple(name for name in ours.family.captures if name != "pooler" or "pooler" in ours.params)
-    unused = {field.name: np.zeros_like(lengths) for field in fields(Inputs)}  # what poolers and heads read
+    unused = {name: np.zeros_like(lengths) for name in OPTIONS}  # what poolers and heads read
     inputs = Inputs(**unused | {"ids": ids, "lengths": lengths})
     output = _compiled(ours.family, ours.config, names, ours.params if params is None else params, inputs)
     assert set(output.captured) == set(names)

@@ -80,7 +80,6 @@ async def score_pairs(
     request: Request, serving: Serving, body: ScoringBody, pairs: Pairs, truncate: int | None
 ) -> tuple[np.ndarray, list[Answer]]:
     """Scores [n], and the answers that they are of."""
-    serving.limits.check_texts(len(pairs[0]))
 
     def make() -> Any:
         return serving.calls.score(
@@ -91,7 +90,7 @@ async def score_pairs(
             instruction=body.instruction,
         )
 
-    answers = await compute(request, serving, body, make)
+    answers = await compute(request, serving, body, make, inputs=len(pairs[0]))
     rows = np.stack([answer.data for answer in answers])
     if not serving.recipe.embeds:
         return rows[:, 0], answers

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from jaxpool.server import replies
 from jaxpool.server.context import compute, find_model, options, prompts
-from jaxpool.server.encoding import bytes_response, json_response, written
+from jaxpool.server.encoding import bytes_response, json_of_items, json_response, written
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ClassifyBody, EmbeddingBody, PoolingBody, TextBody, VectorBody
 from jaxpool.server.serving import Answer, Serving
@@ -28,7 +28,7 @@ async def embeddings(request: Request, body: EmbeddingBody) -> Response:
     serving = find_model(request, body.model)
     check_embeds(serving)
     answers = await _encode(request, serving, body, EMBED)
-    return _vectors(serving, body, answers, "embd", "embedding")
+    return await _vectors(serving, body, answers, "embd", "embedding")
 
 
 @router.post("/pooling")
@@ -36,7 +36,7 @@ async def pooling(request: Request, body: PoolingBody) -> Response:
     """vLLM's: what the model's pooler extracts, of any of its tasks."""
     serving = find_model(request, body.model)
     answers = await _encode(request, serving, body, body.task)
-    return _vectors(serving, body, answers, "pool", "pooling")
+    return await _vectors(serving, body, answers, "pool", "pooling")
 
 
 @router.post("/classify")
@@ -69,7 +69,7 @@ async def _encode(request: Request, serving: Serving, body: TextBody, task: str 
     return await compute(request, serving, body, make)
 
 
-def _vectors(serving: Serving, body: VectorBody, answers: list[Answer], kind: str, what: str) -> Response:
+async def _vectors(serving: Serving, body: VectorBody, answers: list[Answer], kind: str, what: str) -> Response:
     around = replies.around(kind, serving, answers, body.request_id)
     headers = replies.headers(answers)
     if body.encoding_format.startswith("bytes"):
@@ -77,4 +77,4 @@ def _vectors(serving: Serving, body: VectorBody, answers: list[Answer], kind: st
     field = "data" if what == "pooling" else what
     write = partial(written, body=body)
     data = [{"index": i, "object": what, field: write(answer.data)} for i, answer in enumerate(answers)]
-    return json_response({**around, "data": data}, headers)
+    return await json_of_items(around, "data", data, sum(answer.data.size for answer in answers), headers)

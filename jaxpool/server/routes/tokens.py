@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.requests import Request
@@ -11,15 +13,22 @@ from jaxpool.server.context import find_model, prompts
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import DetokenizeBody, TextBody, TokenizeBody
+from jaxpool.tokens import Tokenizer
 
 router = APIRouter()
 
 
 @router.post("/tokenize")
 def tokenize(request: Request, body: TokenizeBody) -> Response:
-    """vLLM's."""
+    """vLLM's, and TEI's by its field `inputs`."""
     serving = find_model(request, body.model)
     tokenizer = serving.llm.engine.tokenizer
+    if body.inputs is not None:
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        serving.limits.check_texts(len(texts))
+        prompt = "" if body.prompt_name is None else serving.calls.prompt(body.prompt_name, None)
+        special = body.add_special_tokens is not False
+        return json_response([_with_places(tokenizer, prompt + text, special) for text in texts])
     text_body = TextBody(input=body.prompt, messages=body.messages, add_generation_prompt=body.add_generation_prompt)
     text = parse_text(prompts(request, serving, text_body), "prompt")
     special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
@@ -37,3 +46,13 @@ def detokenize(request: Request, body: DetokenizeBody) -> Response:
     if wrong := [i for i in body.tokens if not 0 <= i < tokenizer.vocab_size]:
         raise ApiError(400, f"Token id {wrong[0]} is out of vocabulary", param="tokens")
     return json_response({"prompt": tokenizer.decode(body.tokens)})
+
+
+def _with_places(tokenizer: Tokenizer, text: str, special_tokens: bool) -> list[dict[str, Any]]:
+    """TEI's form: each token with the characters of the text that it stands for."""
+    found: list[dict[str, Any]] = []
+    for i, token, place in tokenizer.places(text, special_tokens=special_tokens):
+        start, stop = place or (None, None)
+        own = token if place is None else text[start:stop]
+        found.append({"id": i, "text": own, "special": place is None, "start": start, "stop": stop})
+    return found

@@ -1,0 +1,58 @@
+"""transformers' image processors, which cut and resize with pillow alone; normalising is the program's work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxpool.images.format import PictureFormat
+
+Processor = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
+
+# Of vLLM's `mm_processor_kwargs`: what stays the program's.
+_OURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "return_tensors")
+_importing = threading.Lock()
+
+
+def load_processor(pictures: PictureFormat, known: Collection[str]) -> Processor:
+    """The checkpoint's processor: (picture, options) -> what it makes of one picture, in bytes.
+
+    Args:
+        pictures: what the checkpoint says.
+        known: names of the processors that the family understands.
+
+    Raises:
+        ValueError: another one.
+        ImportError: pillow is not installed.
+    """
+    if pictures.processor not in known:
+        raise ValueError(f"image processor {pictures.processor!r} is not understood, expected one of {sorted(known)}")
+    with _importing:
+        import transformers
+
+        made = getattr(transformers, f"{pictures.processor}Pil")(
+            **pictures.settings, do_rescale=False, do_normalize=False
+        )
+
+    def process(image: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        if ours := sorted(set(options) & set(_OURS)):
+            raise ValueError(f"mm_processor_kwargs: {ours} are the checkpoint's own affair")
+        if unknown := sorted(set(options) - set(made.valid_kwargs.__annotations__) - set(_settings(made))):
+            raise ValueError(f"mm_processor_kwargs: {unknown} are not known to {pictures.processor}")
+        return made.preprocess([image], **options)  # type: ignore[no-any-return]
+
+    return process
+
+
+def cut(image: np.ndarray, patch: int) -> np.ndarray:
+    """Bytes [3, H, W] -> patches [H/p, W/p, 3·p·p], each a colour behind the other."""
+    _, height, width = image.shape
+    grid = image.reshape(3, height // patch, patch, width // patch, patch).transpose(1, 3, 0, 2, 4)
+    return np.ascontiguousarray(grid).reshape(height // patch, width // patch, -1)
+
+
+def _settings(made: Any) -> Mapping[str, Any]:
+    return made.to_dict()  # type: ignore[no-any-return]
