@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxpool import scoring
 from jaxpool.pooling_params import Options, PoolingParams, spread
 from jaxpool.prompts import Shown, parse_prompts, parse_text
 from jaxpool.reading import Reading, Request, check_truncation, make_reading
 from jaxpool.recipe import Recipe
+from jaxpool.scoring import Side
 from jaxpool.tasks import CLASSIFY, EMBED, PER_TOKEN, pooling_task
 from jaxpool.tokens import Tokenizer
 
 OneOrEach = PoolingParams | Sequence[PoolingParams] | None
-Pairs = tuple[list[str], list[str]]
+Pairs = tuple[list[Side], list[Side]]
 
 
 class Call(NamedTuple):
@@ -75,10 +76,10 @@ class Calls:
         return Call(task, requests, self._reading(self.default_prompt(), truncate, tokenization, task))
 
     def pairs(self, data_1: Any, data_2: Any, *, none: bool = False) -> Pairs:
-        """The texts of both sides, one with one. Errors as `scoring.parse_pairs`."""
+        """Both sides, one with one. Errors as `scoring.parse_pairs`."""
         if none and is_none(data_1) and is_none(data_2):
             return [], []
-        return scoring.parse_pairs(data_1, data_2, self.recipe.architecture)
+        return scoring.parse_pairs(data_1, data_2, self.recipe)
 
     def score(
         self,
@@ -91,7 +92,7 @@ class Calls:
         instruction: str | None = None,
         none: bool = False,
     ) -> Call:
-        """A call that answers for each pair; of a model that embeds, for each first text and then for each second.
+        """A call that answers for each pair; of a model that embeds, for each first side and then for each second.
 
         Raises:
             ValueError: as `LLM.score`.
@@ -108,7 +109,8 @@ class Calls:
         special = self._tokenizer.special_tokens
         write = scoring.PairWriter(self.recipe, special, chat_template, _instruction(instruction, each))
         options = self.options(each, len(each), CLASSIFY)
-        requests: list[Request] = [(write(*pair), own) for *pair, own in zip(*pairs, options, strict=True)]
+        first, second = (cast("list[str]", side) for side in pairs)  # `scoring.parse_side` has refused pictures
+        requests: list[Request] = [(write(*pair), own) for *pair, own in zip(first, second, options, strict=True)]
         return Call(CLASSIFY, requests, self._reading("", truncate, tokenization, CLASSIFY))
 
     def task(self, name: str | None) -> str:

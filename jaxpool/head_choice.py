@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,9 +97,13 @@ def _is_bare_language_model(source: Source) -> bool:
 def _embedding(source: Source) -> dict[str, Any]:
     if "pooling" in source.saved:
         return {name: value for name, value in source.saved.items() if name != "activation"}
+    tower = source.family.tower
+    # CLIP and its kin can be pooled in one way only.
+    level = logging.INFO if tower is not None and tower.answers else logging.WARNING
     once(
         f"{source.directory}: no modules.json, so pooling is vLLM's default for {source.architecture}: "
-        f"{source.family.pooling}, normalised"
+        f"{source.family.pooling}, normalised",
+        level,
     )
     return {"pooling": (source.family.pooling,), "activate": True}
 

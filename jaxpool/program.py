@@ -106,7 +106,10 @@ def make_tower_program(recipe: Recipe, tower: Tower, dtype: Any) -> Program:
 
     def program(params: Tree, inputs: Inputs) -> jax.Array:
         with jax.named_scope("pixels"):
-            pixels = recipe.pictures.normalise(inputs.arrays[PIXELS]).astype(dtype)
+            pixels = inputs.arrays[PIXELS]
+            if pixels.dtype == jnp.uint8:  # else the reader of the pictures has done it
+                pixels = recipe.pictures.normalise(pixels)
+            pixels = pixels.astype(dtype)
         batch = unfold(replace(inputs, arrays=inputs.arrays | {PIXELS: pixels}))
         x = tower.forward(params["backbone"], batch, recipe.config).hidden
         if not tower.answers:

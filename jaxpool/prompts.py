@@ -50,16 +50,21 @@ class Shown:
         pictures: as they were given: whatever `images.opening` opens.
         options: vLLM's `mm_processor_kwargs`.
         name: how errors call it.
+        names: how they call each picture.
     """
 
     prompt: str | TypedIds
     pictures: tuple[Any, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    name: str = "prompt"
+    options: Mapping[str, Any]
+    name: str
+    names: tuple[str, ...]
 
 
 Parsed = str | Pair | Written | TypedIds | Shown
 """One prompt, as it can be compared with others."""
+
+# A part of a content: a text, or a picture as `images.opening` opens it (which a text is not).
+Part = str | Any
 
 
 # Of vLLM's prompts; they set how it computes, never what.
@@ -76,7 +81,7 @@ def parse_prompts(prompts: Any) -> list[Parsed]:
     Raises:
         ValueError: nothing given, or something that is no prompt; the message names its place and type.
     """
-    if isinstance(prompts, (str, Mapping)) or _is_ids(prompts) or _is_picture(prompts):
+    if isinstance(prompts, (str, Mapping, Shown)) or _is_ids(prompts) or is_picture(prompts):
         return [parse_prompt(prompts, "prompts")]
     if isinstance(prompts, np.ndarray) and prompts.ndim == 1 and prompts.dtype.kind in "UO":
         prompts = prompts.tolist()
@@ -91,10 +96,12 @@ def parse_prompt(prompt: Any, name: str) -> Parsed:
     """One prompt -> text or token ids; `name` is how errors call it."""
     if isinstance(prompt, str):
         return parse_text(prompt, name)
+    if isinstance(prompt, Shown):
+        return prompt
     if isinstance(prompt, Mapping):
         return _parse_dict(prompt, name)
-    if _is_picture(prompt):
-        return Shown("", (prompt,), name=name)
+    if is_picture(prompt):
+        return Shown("", (prompt,), {}, name, (name,))
     if _is_ids(prompt):
         return _ids(prompt)
     if isinstance(prompt, (list, tuple, np.ndarray)) and len(prompt) == 0:
@@ -118,6 +125,66 @@ def parse_text(text: Any, name: str) -> str:
                 f"{name}: not valid Unicode: lone surrogate {text[error.start]!r} at character {error.start}"
             ) from None
     return text
+
+
+def parse_content(content: Any, name: str) -> list[Part]:
+    """A message's content -> its texts and pictures, in order.
+
+    Takes a text, or a list of parts: {"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}} (or
+    the URL alone; it is a data: URL: others are opened before, by whoever may reach them), and {"type": "image_pil",
+    "image_pil": an image of PIL's}.
+
+    Args:
+        content: as it was given.
+        name: how errors call it, for instance "messages[0].content".
+
+    Raises:
+        ValueError: something else; the part is named.
+    """
+    if isinstance(content, str):
+        return [parse_text(content, name)]
+    if not isinstance(content, Sequence):
+        raise ValueError(f"{name}: `content` has to be a text or a list of parts, got {_kind(content)}")
+    return [_parse_part(part, f"{name}[{i}]") for i, part in enumerate(content)]
+
+
+def show(prompt: str, contents: Mapping[str, Sequence[Part]], options: Mapping[str, Any], name: str) -> Shown:
+    """A prompt with the pictures of contents.
+
+    Args:
+        prompt: its text.
+        contents: their parts, by their names.
+        options: vLLM's `mm_processor_kwargs`.
+        name: how errors call it.
+    """
+    found = {
+        f"{own}[{i}]": part
+        for own, parts in contents.items()
+        for i, part in enumerate(parts)
+        if not isinstance(part, str)
+    }
+    return Shown(prompt, tuple(found.values()), options, name, tuple(found))
+
+
+def kind_of(part: Any) -> str | None:
+    """The `type` of a content's part; None for what has none."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, str) else None
+
+
+def picture_url(part: Mapping[str, Any], name: str) -> str:
+    """The URL of a part of type "image_url". Raises ValueError."""
+    given = part.get("image_url")
+    url = given.get("url") if isinstance(given, Mapping) else given
+    if not isinstance(url, str):
+        raise ValueError(f"{name}: expected {{'image_url': {{'url': …}}}}, got {_kind(given)}")
+    return url
+
+
+def is_picture(value: Any) -> bool:
+    """Whether it is an image of PIL's."""
+    # By name: pillow is not imported for those who only read.
+    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
 
 
 def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> np.ndarray:
@@ -145,7 +212,11 @@ def _parse_dict(prompt: Mapping[str, Any], name: str) -> Parsed:
     if len(given) != 1 or (types is not None and ("prompt" in given or pictures)):
         raise ValueError(f"{name}: expected exactly one of {sorted(known)}, got {sorted(map(str, prompt))}")
     parsed = _parse_rest(given, types, name)
-    return Shown(parsed, pictures, options, name) if pictures else parsed
+    if not pictures:
+        return parsed
+    place = f"{name}['multi_modal_data']['image']"
+    names = [f"{place}[{i}]" for i in range(len(pictures))] if len(pictures) > 1 else [place]
+    return Shown(parsed, pictures, options, name, tuple(names))
 
 
 def _parse_rest(given: Mapping[str, Any], types: Any, name: str) -> str | TypedIds:
@@ -168,9 +239,36 @@ def _pictures(data: Any, name: str) -> tuple[Any, ...]:
     return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
-def _is_picture(value: Any) -> bool:
-    # By name: pillow is not imported for those who only read.
-    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
+def _parse_part(part: Any, name: str) -> Part:
+    read = _PARTS.get(kind_of(part) or "")
+    if read is None:
+        raise ValueError(f"{name}: parts of type {kind_of(part)!r} are not supported, expected one of {list(_PARTS)}")
+    return read(part, name)
+
+
+def _linked(part: Mapping[str, Any], name: str) -> bytes:
+    from jaxpool.images.fetching import Fetching, read_url
+    from jaxpool.images.opening import Limits
+
+    url = picture_url(part, name)
+    if url[:5].lower() != "data:":
+        raise ValueError(f"{name}: only data: URLs are read here; open other pictures and give images of PIL's")
+    return read_url(url, Fetching(frozenset(), None, Limits().bytes), name)
+
+
+def _image(part: Mapping[str, Any], name: str) -> Any:
+    image = part.get("image_pil")
+    if not is_picture(image):
+        raise ValueError(f"{name}: expected {{'image_pil': an image of PIL's}}, got {_kind(image)}")
+    return image
+
+
+# Types of parts -> what reads one.
+_PARTS: Mapping[str, Callable[[Mapping[str, Any], str], Part]] = {
+    "text": lambda part, name: parse_text(part.get("text"), name),
+    "image_url": _linked,
+    "image_pil": _image,
+}
 
 
 def _ids(ids: Any) -> TypedIds:

@@ -210,6 +210,7 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None, task: 
             hidden_size=config.hidden_size,
             limits=(limits[0], hf.get("max_position_embeddings")),
             own_modules=family.own_modules,
+            vectors=_own_vectors(family, config),
         )
     chosen = choose(task, Source(backbone_dir, hf, family, architecture, config, saved))
     lengths = {name: saved[name] for name in ("max_length", "lower_case") if name in saved}
@@ -225,6 +226,13 @@ def read_recipe(directory: Path, hf_overrides: HFOverrides | None = None, task: 
         )
         recipe = replace(recipe, max_length=config.max_length)
     return recipe
+
+
+def _own_vectors(family: Family, config: Any) -> st.Vectors | None:
+    """How a family that embeds pictures by themselves embeds a text."""
+    if family.tower is None or not family.tower.answers:
+        return None
+    return st.Vectors(family.pooling, None if family.padding is None else family.padding(config))
 
 
 def _tokenizer_length(directory: Path) -> int | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxpool.activations import by_name
 from jaxpool.converters.checkpoint import read_json
 from jaxpool.heads import Dense, LayerNorm, Module, Normalize, width_behind
+from jaxpool.log import once
 from jaxpool.models.hf_config import ANYTHING, FLAG, INDEX, OBJECT, SIZE, TEXT, TEXTS, Kind
 from jaxpool.poolers import POOLERS
 
@@ -52,12 +53,34 @@ _CROSS_ENCODER: Mapping[str, Collection[Any]] = {
     "module_output_name": ("scores", "causal_logits"),
     "processing_kwargs": ({}, {"chat_template": {"add_generation_prompt": True}}),
 }
+# … and of a model that answers texts and pictures with vectors of its own.
+_FEATURES: Mapping[str, Collection[Any]] = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("sentence_embedding",),
+}
+# How such a Transformer computes them; transformers ≤ 4 gave them by no name.
+_OUTPUTS = ("pooler_output", None)
+_METHODS = {"text": "get_text_features", "image": "get_image_features"}
+# First modules: the second is what older versions had for models of texts and pictures.
+_BACKBONES = ("Transformer", "CLIPModel")
 _NAMES = {"module_input_name": TEXT, "module_output_name": TEXT}
 _PROMPTS = Kind(
     "an object of strings",
     lambda value: isinstance(value, dict) and all(text is None or isinstance(text, str) for text in value.values()),
 )
 _MODES = Kind("a string or a list of strings", lambda value: TEXT.fits(value) or (TEXTS.fits(value) and value != []))
+
+
+class Vectors(NamedTuple):
+    """How a backbone gives a text one vector by itself, as those do that embed pictures too.
+
+    Attributes:
+        pooling: the pooling that picks it.
+        padded: the length to which its texts are padded; None: they are not.
+    """
+
+    pooling: str
+    padded: int | None
 
 
 def is_sentence_transformer(directory: Path) -> bool:
@@ -69,13 +92,13 @@ def backbone_directory(directory: Path) -> Path:
     """Where the transformer's own files lie: the directory itself, or the folder of the first module.
 
     Raises:
-        ValueError: the first module is no Transformer, so there is no such folder.
+        ValueError: the first module is no Transformer (nor a CLIPModel), so there is no such folder.
     """
     if not is_sentence_transformer(directory):
         return directory
     file, first = directory / "modules.json", _modules(directory)[0]
     # Whose Transformer it may be, the family knows.
-    if not str(first["type"]).endswith(".Transformer") and _kind(first, file, {}) != "Transformer":
+    if not str(first["type"]).endswith(".Transformer") and _kind(first, file, {}) not in _BACKBONES:
         raise ValueError(f"{file}: the first module is {first['type']!r}, expected a Transformer")
     return directory / first["path"]
 
@@ -86,6 +109,7 @@ def read(
     hidden_size: int,
     limits: Collection[int | None],
     own_modules: Mapping[str, str] = MappingProxyType({}),
+    vectors: Vectors | None = None,
 ) -> dict[str, Any]:
     """What the sentence-transformers files say, as fields of `recipe.Recipe`.
 
@@ -97,6 +121,7 @@ def read(
         limits: the lengths that the tokenizer and config.json allow (None: no limit), for a directory that
             names no `max_seq_length`.
         own_modules: types of modules that are the checkpoint's own code -> the module that the family takes them for.
+        vectors: of a family that gives texts and pictures vectors of its own; no Pooling stands behind it.
 
     Raises:
         ValueError: a module type or key that is not understood, or modules in an order that makes no vector.
@@ -104,21 +129,25 @@ def read(
     modules_file = directory / "modules.json"
     model = _read_model_config(directory)
     cross_encoder = model.pop("kind") == "CrossEncoder"
-    fields = _read_transformer(backbone_directory(directory), limits, cross_encoder) | model
+    first, *others = _modules(directory)
+    legacy = not cross_encoder and _kind(first, modules_file, own_modules) == "CLIPModel"
+    if legacy and vectors is None:
+        raise ValueError(f"{modules_file}: {first['type']!r} around a model that does not embed pictures by themselves")
+    backbone = backbone_directory(directory)
+    fields = _read_transformer(backbone, limits, cross_encoder=cross_encoder, vectors=vectors, legacy=legacy) | model
     if cross_encoder:
         return fields | _read_score(directory) | {"source": "sentence-transformers"}
     token_modules: list[Module] = []
     modules: list[Module] = []
     folders: dict[str, str] = {}
     width = hidden_size  # of the vectors that come out of what was read so far
-    first, *others = _modules(directory)
-    _kind(first, modules_file, own_modules)
     for entry in others:
         kind = _kind(entry, modules_file, own_modules)
         file = directory / entry["path"] / "config.json"
         if kind == "Pooling":
             if "pooling" in fields:
-                raise ValueError(f"{modules_file}: two Pooling modules")
+                what = "a Pooling module behind vectors of whole texts" if vectors else "two Pooling modules"
+                raise ValueError(f"{modules_file}: {what}")
             fields |= _read_pooling(file, width)
             width *= len(fields["pooling"])
         elif kind in _MODULES:
@@ -187,7 +216,9 @@ def _need(file: Path, values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _read_transformer(backbone: Path, limits: Collection[int | None], cross_encoder: bool) -> dict[str, Any]:
+def _read_transformer(
+    backbone: Path, limits: Collection[int | None], *, cross_encoder: bool, vectors: Vectors | None, legacy: bool
+) -> dict[str, Any]:
     file = next((backbone / name for name in _TRANSFORMER_FILES if (backbone / name).exists()), None)
     arguments = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
     known = {
@@ -201,27 +232,64 @@ def _read_transformer(backbone: Path, limits: Collection[int | None], cross_enco
         **dict.fromkeys(arguments, OBJECT),
     }
     values = _read_object(file, known) if file else {}
+    harmless = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation"}
+    if vectors is None or vectors.padded is None:
+        harmless.add("padding_side")  # else the padding is read like other tokens
     for name in arguments:
-        harmless = {"trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "padding_side"}
         if unknown := sorted(set(values.get(name) or {}) - harmless):
             raise ValueError(f"{file}: `{name}` sets {unknown}, which is not understood")
-    for name, allowed in (_CROSS_ENCODER if cross_encoder else _EMBEDDER).items():
+    settings = _CROSS_ENCODER if cross_encoder else _EMBEDDER if vectors is None else _FEATURES
+    for name, allowed in settings.items():
         if values.get(name) is not None and values[name] not in allowed:
             raise ValueError(f"{file}: `{name}` is {values[name]!r}, expected one of {list(allowed)}")
-    output = "logits" if cross_encoder else "last_hidden_state"
     modalities = values.get("modality_config") or {}
-    text = modalities.get("text")
-    if text is not None and text != {"method": "forward", "method_output_name": output}:
-        raise ValueError(f"{file}: `modality_config` reads {text!r}, only {output!r} of `forward` is understood")
+    if vectors is not None and not cross_encoder:
+        _check_features(file or backbone / _TRANSFORMER_FILES[0], modalities, legacy)
+        _check_padding(file, values.get("processing_kwargs") or {}, limits, vectors.padded)
+    else:
+        output, text = "logits" if cross_encoder else "last_hidden_state", modalities.get("text")
+        if text is not None and text != {"method": "forward", "method_output_name": output}:
+            raise ValueError(f"{file}: `modality_config` reads {text!r}, only {output!r} of `forward` is understood")
     length = values.get("max_seq_length")
     if length is None:
         length = min((n for n in limits if n and n > 0), default=0)
-    fields = {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
+    fields: dict[str, Any] = {"max_length": int(length), "lower_case": bool(values.get("do_lower_case", False))}
+    if vectors is not None and not cross_encoder:
+        fields["pooling"] = (vectors.pooling,)
     # Pairs are messages then, put together by the tokenizer's template.
     if "message" not in modalities or not cross_encoder:
         return fields
     generation = bool((values.get("processing_kwargs") or {}).get("chat_template"))
     return fields | {"messages": True, "generation_prompt": generation}
+
+
+def _check_features(file: Path, modalities: Mapping[str, Any], legacy: bool) -> None:
+    """Refuses a Transformer that does not take the model's own vectors, as a CLIPModel always does."""
+    if not modalities and not legacy:
+        raise ValueError(f"{file}: `modality_config` is missing, which says what a model of texts and pictures answers")
+    for name, how in modalities.items():
+        understood = [{"method": _METHODS.get(name), "method_output_name": output} for output in _OUTPUTS]
+        if name not in _METHODS or how not in understood:
+            raise ValueError(
+                f"{file}: `modality_config` reads {name!r} by {how!r}, only {_OUTPUTS[0]!r} of {_METHODS} is understood"
+            )
+
+
+def _check_padding(
+    file: Path | None, asked: Mapping[str, Any], limits: Collection[int | None], padded: int | None
+) -> None:
+    """Refuses other calls of the processor than those that pad texts as the model was trained."""
+    ways: list[dict[str, Any]] = []
+    if padded is not None:
+        ways = [{"text": {"padding": "max_length", "max_length": padded}}]
+        ways += [{"text": {"padding": "max_length"}}] * (padded in limits)  # the tokenizer's own length
+    if asked and asked not in ways:
+        raise ValueError(f"{file}: `processing_kwargs` is {asked!r}, expected one of {[{}, *ways]}")
+    if padded is not None and not asked:
+        once(
+            f"texts are padded to {padded} tokens, as the model was trained; sentence-transformers pads them to the "
+            f"longest of a batch unless `processing_kwargs` is {ways[0]}"
+        )
 
 
 def _read_score(directory: Path) -> dict[str, Any]:

@@ -31,7 +31,9 @@ _SPECIAL_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep",
 _AS_SENTENCEPIECE = ("InternLM2Tokenizer",)
 
 # The class that transformers takes for a config.json's model_type: whatever tokenizer_config.json names, …
-_ALWAYS = {"mistral": "TokenizersBackend", "modernbert": "TokenizersBackend", "qwen2": "Qwen2Tokenizer"}
+_ALWAYS = dict.fromkeys(("llava_next", "mistral", "modernbert", "phi3_v"), "TokenizersBackend") | {
+    "qwen2": "Qwen2Tokenizer"
+}
 # … or where it names none. (Its `add_bos_token` and `add_eos_token` have no say beside a tokenizer.json.)
 _UNNAMED = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer") | {
     "bert": "BertTokenizer",

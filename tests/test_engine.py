@@ -14,7 +14,7 @@ import pytest
 
 from jaxpool import LLM
 from jaxpool.batching import make_ladder
-from jaxpool.runner import Replica, Runner, Stats, _halve
+from jaxpool.runner import Program, Replica, Runner, Stats, _halve
 from jaxpool.sharding import make_mesh
 from tests.tiny import tiny_bert
 
@@ -291,7 +291,7 @@ class _SmallMemory(Replica):
 @pytest.mark.parametrize(("budget", "works"), [(128, True), (256, False)])
 def test_out_of_memory_halves_the_budget_once(budget, works, caplog):
     mesh = make_mesh(jax.local_devices()[:1])
-    replica = _SmallMemory(mesh, {}, {"embed": lambda p, i: i.ids}, Stats())
+    replica = _SmallMemory(mesh, {}, {"embed": Program(lambda p, i: i.ids)}, Stats())
     runner = Runner([replica], make_ladder(32, budget), Stats())
     with caplog.at_level(logging.WARNING, "jaxpool"):
         if works:

@@ -175,3 +175,21 @@ def test_register(run, tmp_path):
         vectors.append(mean / np.linalg.norm(mean))
     np.testing.assert_allclose(leading(text), np.stack(vectors) @ vectors[0], atol=6e-5)
     assert "BagOfWordsModel" in text
+
+
+def test_pictures_and_words(run, tmp_path):
+    """A CLIP that was trained for a minute tells colours and shapes apart, in pictures that it has not seen."""
+    from examples import tiny_clip
+
+    loss = tiny_clip.train(tmp_path / "model", seed=3)
+    assert loss < 0.5
+    rng = np.random.default_rng(99)
+    wanted = [("red", "circle"), ("blue", "star"), ("green", "square")]
+    files = []
+    for colour, shape in wanted:
+        files.append(tmp_path / f"{colour}.png")
+        tiny_clip.draw(colour, shape, rng).save(files[-1])
+    texts = [f"a {colour} {shape}" for colour, shape in wanted]
+    _, printed = run("image_embed", tmp_path / "model", *files, *texts)
+    cosines = np.reshape(leading(printed), (3, 3))
+    assert cosines.argmax(1).tolist() == [0, 1, 2]

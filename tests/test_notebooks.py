@@ -1,4 +1,4 @@
-"""The notebook: as committed it shows its results, and run again from a fresh kernel it gives the same ones."""
+"""The notebooks: as committed they show their results, and run again from a fresh kernel they give the same ones."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+# name -> how many pictures it shows, and how large its file may be
+NOTEBOOKS = {"quickstart": (1, 60_000), "image_search": (2, 120_000)}
 RUN = """
 import sys
 import nbformat
@@ -36,15 +37,21 @@ def printed(file):
     return ["".join(output["text"]) for output in outputs(file) if output["output_type"] == "stream"]
 
 
-def test_it_is_committed_with_its_results():
-    assert len(pictures(NOTEBOOK)) == 1
-    assert NOTEBOOK.stat().st_size < 60_000
-    assert not [o for o in outputs(NOTEBOOK) if o["output_type"] == "error" or o.get("name") == "stderr"]
-    text = NOTEBOOK.read_text(encoding="utf-8")
+@pytest.fixture(params=NOTEBOOKS)
+def notebook(request):
+    return EXAMPLES / f"{request.param}.ipynb"
+
+
+def test_it_is_committed_with_its_results(notebook):
+    count, size = NOTEBOOKS[notebook.stem]
+    assert len(pictures(notebook)) == count
+    assert notebook.stat().st_size < size
+    assert not [o for o in outputs(notebook) if o["output_type"] == "error" or o.get("name") == "stderr"]
+    text = notebook.read_text(encoding="utf-8")
     assert not re.search(r'/(home|root|tmp|usr|work|Users)/|File "', text)
 
 
-def test_it_runs(tmp_path):
+def test_it_runs(notebook, tmp_path):
     for name in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
         pytest.importorskip(name)
     # The kernel is this very interpreter, whatever kernels the user has; nothing is written outside `tmp_path`.
@@ -54,14 +61,17 @@ def test_it_runs(tmp_path):
     (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
     folders = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
     env = os.environ | dict.fromkeys(folders, str(tmp_path)) | {"HF_HUB_OFFLINE": "1"}
+    env |= {"EXAMPLES": str(EXAMPLES), "PYTHONDONTWRITEBYTECODE": "1"}
     before = sorted(EXAMPLES.rglob("*"))
     done = tmp_path / "done.ipynb"
-    arguments = [sys.executable, "-c", RUN, str(NOTEBOOK), str(done)]
+    arguments = [sys.executable, "-c", RUN, str(notebook), str(done)]
     run = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    (picture,) = pictures(done)
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) < 60_000
+    count, size = NOTEBOOKS[notebook.stem]
+    shown = pictures(done)
+    assert len(shown) == count
+    assert all(picture.startswith(b"\x89PNG") for picture in shown)
+    assert sum(map(len, shown)) < size
     words = [re.sub(r"-?\d+\.\d+", "x", text) for text in printed(done)]
-    assert words == [re.sub(r"-?\d+\.\d+", "x", text) for text in printed(NOTEBOOK)]
+    assert words == [re.sub(r"-?\d+\.\d+", "x", text) for text in printed(notebook)]
     assert sorted(EXAMPLES.rglob("*")) == before

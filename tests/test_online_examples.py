@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxpool import LLM, PoolingParams
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
 from tests.servers import running
-from tests.tiny import tiny_bert, tiny_classifier
+from tests.tiny import tiny_bert, tiny_classifier, tiny_clip
 
 pytest.importorskip("openai", reason="needs OpenAI's client: pip install 'jaxpool[test]'")
 EXAMPLES = Path(__file__).parent.parent / "examples" / "online"
@@ -26,6 +27,7 @@ def models(tmp_path_factory):
         "embed": (tiny_bert(root / "embed"), {"hf_overrides": MATRYOSHKA}),
         "classify": (tiny_classifier(root / "classify", labels=3), {}),
         "score": (tiny_classifier(root / "score", labels=1), {}),
+        "see": (tiny_clip(root / "see"), {}),
     }
 
 
@@ -123,3 +125,14 @@ def test_pooling(run, offline, model, task, width):
 def test_all_of_them_are_run():
     tested = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text(encoding="utf-8")))
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_pictures(run, offline, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8)
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for file, values in zip(files, pixels, strict=True):
+        Image.fromarray(values).save(file)
+    _, text = run("images", *files, "--text", "hello", "--model", "see")
+    hello, *seen = offline("see").embed_array(["hello", *(Image.open(file) for file in files)])
+    printed = [float(line.split()[0]) for line in text.splitlines()]
+    np.testing.assert_allclose(printed, [vector @ hello for vector in seen], atol=6e-5)

@@ -59,5 +59,5 @@ def test_snippets_call_what_there_is(snippet):
 
 def test_every_example_is_run():
     tested = set(re.findall(r'run\("(\w+)"', (ROOT / "tests" / "test_examples.py").read_text()))
-    elsewhere = {"demo", "ray_embed"}  # `make demo`, and tests/test_ray.py
+    elsewhere = {"demo", "ray_embed", "tiny_clip"}  # `make demo`, tests/test_ray.py, a notebook
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested | elsewhere

@@ -184,6 +184,51 @@ def jina_modules(directory: Path) -> None:
     _write_json(directory / "config_sentence_transformers.json", settings)
 
 
+def tiny_clip(directory: Path, *, image: int = 28, patch: int = 7, length: int = 20, **config: Any) -> Path:
+    """Writes a CLIP with random weights, a tokenizer of bytes ("<|startoftext|> text <|endoftext|>") and a processor.
+
+    Args:
+        directory: where to; made if it is not there.
+        image, patch: the sizes of a picture and of a patch, in pixels.
+        length: most tokens of a text.
+        config: more of config.json.
+
+    Returns:
+        `directory`.
+    """
+    tokenizer = single_bytes()
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer.add_special_tokens(ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{ends[0]} $A {ends[1]}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in ends]
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    named = {"bos_token": ends[0], "eos_token": ends[1], "pad_token": ends[1], "unk_token": ends[1]}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
+    _write_json(directory / "tokenizer_config.json", settings | named)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    text = sizes | {"max_position_embeddings": length, "vocab_size": tokenizer.get_vocab_size()}
+    values = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 24,
+        "text_config": text,
+        "vision_config": sizes | {"image_size": image, "patch_size": patch},
+    }
+    _write_json(directory / "config.json", values | config)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "size": {"shortest_edge": image},
+        "crop_size": {"height": image, "width": image},
+    }
+    _write_json(directory / "preprocessor_config.json", processor)
+    _write_weights(directory)
+    return directory
+
+
 def single_bytes() -> Tokenizer:
     """A tokenizer of bytes."""
     tokenizer = Tokenizer(
@@ -215,6 +260,12 @@ def write_model(directory: Path, architecture: str, model_type: str, tokens: Seq
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     values |= {"architectures": [architecture], "model_type": model_type, "vocab_size": tokenizer.get_vocab_size()}
     (directory / "config.json").write_text(json.dumps(values))
+    _write_weights(directory)
+    return directory
+
+
+def _write_weights(directory: Path) -> None:
+    """Random ones; which tensors there are follows from config.json."""
     recipe = read_recipe(directory)
     specs, table = all_specs(recipe), family_table(recipe)
     if not isinstance(recipe.head_rules, str):
@@ -222,7 +273,6 @@ def write_model(directory: Path, architecture: str, model_type: str, tokens: Seq
     rules = table.heads.get(recipe.head_rules, ())
     weights = flatten(random_weights(specs, seed=3))
     write_safetensors(directory, "model", to_checkpoint(weights, table.whole("backbone", "head", rules)))
-    return directory
 
 
 def _write_bert(

@@ -19,7 +19,8 @@ def load(model: str, dtype: str, threads: int, cache: Path) -> Any:
     """`LLM.embed`; it binds its threads to the cores itself."""
     from vllm import LLM
 
-    llm = LLM(model, runner="pooling", dtype=dtype, enforce_eager=True)
+    # Every round has the same texts, whose prefixes a decoder would find computed.
+    llm = LLM(model, runner="pooling", dtype=dtype, enforce_eager=True, enable_prefix_caching=False)
 
     def encode(texts: list[str]) -> np.ndarray:
         outputs = llm.embed(texts, use_tqdm=False)

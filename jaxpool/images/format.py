@@ -1,4 +1,4 @@
-"""What a checkpoint says of pictures: preprocessor_config.json, or its part in processor_config.json (transformers 5)."""
+"""What a checkpoint says of pictures: preprocessor_config.json, or a part of transformers 5's processor_config.json."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxpool.images.format import PictureFormat
+from jaxpool.log import without_bars_warning
 
 Processor = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
@@ -30,7 +31,7 @@ def load_processor(pictures: PictureFormat, known: Collection[str]) -> Processor
     """
     if pictures.processor not in known:
         raise ValueError(f"image processor {pictures.processor!r} is not understood, expected one of {sorted(known)}")
-    with _importing:
+    with _importing, without_bars_warning():
         import transformers
 
         made = getattr(transformers, f"{pictures.processor}Pil")(
@@ -40,9 +41,18 @@ def load_processor(pictures: PictureFormat, known: Collection[str]) -> Processor
     def process(image: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
         if ours := sorted(set(options) & set(_OURS)):
             raise ValueError(f"mm_processor_kwargs: {ours} are the checkpoint's own affair")
-        if unknown := sorted(set(options) - set(made.valid_kwargs.__annotations__) - set(_settings(made))):
+        if unknown := sorted(set(options) - set(made.valid_kwargs.__annotations__) - set(made.to_dict())):
             raise ValueError(f"mm_processor_kwargs: {unknown} are not known to {pictures.processor}")
-        return made.preprocess([image], **options)  # type: ignore[no-any-return]
+        resample = options.get("resample")
+        if resample is not None and resample not in range(6):  # transformers would take bilinear
+            raise ValueError(f"mm_processor_kwargs: `resample` is {resample!r}, expected one of pillow's numbers 0 … 5")
+        try:
+            made_of: Mapping[str, Any] = made.preprocess([image], **options)
+        except (ImportError, MemoryError, OSError, ValueError):
+            raise
+        except Exception as error:  # it looks at its settings late, and at some not at all
+            raise ValueError(f"{pictures.processor}: {type(error).__name__}: {error}") from error
+        return made_of
 
     return process
 
@@ -52,7 +62,3 @@ def cut(image: np.ndarray, patch: int) -> np.ndarray:
     _, height, width = image.shape
     grid = image.reshape(3, height // patch, patch, width // patch, patch).transpose(1, 3, 0, 2, 4)
     return np.ascontiguousarray(grid).reshape(height // patch, width // patch, -1)
-
-
-def _settings(made: Any) -> Mapping[str, Any]:
-    return made.to_dict()  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from jaxpool.recipe import Recipe
 from jaxpool.tokens import Tokenizer
 
 MAX_THREADS = 8
+# Of width to height, or the other way.
+LONGEST = 200
 
 
 class _Waiting(Mapping[Shown, Sequence[Picture]]):
@@ -74,8 +77,10 @@ class Pictures:
         pictures: Sequence[Picture],
         owners: tuple[int, ...],
         options: Options,
+        *,
         limit: int,
-        before: str = "",
+        before: str,
+        special_tokens: bool,
     ) -> list[TokenSequence]:
         """What is computed for a prompt.
 
@@ -86,11 +91,12 @@ class Pictures:
             options: its own.
             limit: most tokens; a prompt with pictures is never cut.
             before: the text in front of every prompt.
+            special_tokens: whether the tokenizer adds its own.
 
         Raises:
             ValueError: text and pictures that do not go together, or too many tokens.
         """
-        how = {"dimensions": options.dimensions, "activate": options.activate, "adapter": options.adapter}
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("dimensions", "activate", "adapter")}
         if self._recipe.family.tower is not None and self._recipe.family.tower.answers:
             if prompt.prompt or len(pictures) != 1:
                 raise ValueError(
@@ -98,7 +104,7 @@ class Pictures:
                     + (" and a text" if prompt.prompt else "")
                 )
             return list(pictures[0].sequences(owners, **how))
-        ids, arrays = self.reader.place(self._ids(prompt, len(pictures), before), pictures)
+        ids, arrays = self.reader.place(self._ids(prompt, len(pictures), before, special_tokens), pictures)
         if len(ids) > limit:
             raise ValueError(
                 f"{prompt.name}: This model's maximum context length is {limit} tokens. However, your prompt contains "
@@ -123,19 +129,23 @@ class Pictures:
         return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="jaxpool-pictures")
 
     def _read(self, given: object, prompt: Shown, number: int) -> Picture:
-        name = f"{prompt.name}['multi_modal_data']['image']" + (f"[{number}]" if len(prompt.pictures) > 1 else "")
+        name = prompt.names[number]
         image = open_image(given, name, Limits())
+        if max(image.size) > LONGEST * min(image.size):  # resized by its shorter edge, a line would fill the memory
+            raise ValueError(
+                f"{name}: {image.width}×{image.height} pixels, and one edge may be {LONGEST} times the other"
+            )
         try:
             return self.reader.read(image, prompt.options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
-    def _ids(self, prompt: Shown, count: int, before: str) -> np.ndarray:
+    def _ids(self, prompt: Shown, count: int, before: str, special_tokens: bool) -> np.ndarray:
         if isinstance(prompt.prompt, TypedIds):
             return check_ids(np.frombuffer(prompt.prompt.ids, np.int32), self._recipe.config.vocab_size, prompt.name)
         try:
             text = self.reader.write(before + prompt.prompt, count)
         except ValueError as error:
             raise ValueError(f"{prompt.name}: {error}") from None
-        (encoded,) = self._tokenizer.encode([text], 2**31 - 1)
+        (encoded,) = self._tokenizer.encode([text], 2**31 - 1, special_tokens=special_tokens)
         return encoded.ids

@@ -19,6 +19,10 @@ _FAMILY_FILES = (
     "gemma",
     "internlm2",
     "clip",
+    "siglip",
+    "qwen2_vl",
+    "llava_next",
+    "phi3_v",
 )
 
 

@@ -131,8 +131,8 @@ class Family:
         own_modules: types in modules.json that are the checkpoint's own code, whose work the family does itself:
             type -> the module of sentence-transformers that it stands for.
         tower: how it sees; None for families that only read.
-        padding: config -> (length, token id) to which every text is padded with tokens that are read like others
-            (SigLIP); None for none.
+        padding: config -> the length to which every text is padded with the tokenizer's padding token, which is read
+            like others (SigLIP); None for none.
         table: the checkpoint's rules; None for `converters/<name>.py`'s (jaxpool's own families).
     """
 
@@ -149,7 +149,7 @@ class Family:
     answers: Callable[[Mapping[str, Any]], bool] = lambda values: True
     own_modules: Mapping[str, str] = field(default_factory=dict)
     tower: Tower | None = None
-    padding: Callable[[Any], tuple[int, int]] | None = None
+    padding: Callable[[Any], int] | None = None
     table: Table | None = None
 
     @property

@@ -254,8 +254,8 @@ def run(
         # The factor is rounded to the compute dtype first, as Gemma was trained.
         scale = jnp.asarray(config.embedding_scale, dtype).astype(jnp.float32)
         x = (table[batch.ids].astype(jnp.float32) * scale).astype(dtype)
-        if FEATURES in batch.arrays:
-            seen = batch.ids == config.image_token
+        if config.image_token is not None and FEATURES in batch.arrays:
+            seen = jnp.equal(batch.ids, config.image_token)
             x = jnp.where(seen[..., None], batch.arrays[FEATURES].astype(dtype), x)
     captured = keep(capture, embeddings=x)
     angles = {rotary: rotary.angles(batch) for rotary in {kind.rotary: None for kind in config.pattern}}

@@ -18,6 +18,7 @@ from jaxpool.server import errors
 from jaxpool.server.chat import Chat
 from jaxpool.server.gate import Gate
 from jaxpool.server.limits import Limits
+from jaxpool.server.pictures import Allowed, Pictures
 from jaxpool.server.registry import Models
 from jaxpool.server.routes import cohere, invocations, operations, page, pairs, tei, texts, tokens
 from jaxpool.server.serving import Serving
@@ -33,6 +34,7 @@ class Settings:
         keys: of which a request has to bring one; none: no key is asked for.
         limits: on requests, and on what waits.
         chat: how conversations are read.
+        pictures: what is taken of them.
         origins: of web pages that may ask; none: no page may.
         root_path: in front of every path, behind a proxy.
         warm: whether every shape is compiled at the start.
@@ -41,6 +43,7 @@ class Settings:
     keys: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
     chat: Chat = field(default_factory=Chat)
+    pictures: Allowed = field(default_factory=Allowed)
     origins: Sequence[str] = ()
     root_path: str = ""
     warm: bool = True
@@ -50,15 +53,17 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
     """The ASGI application over models that are loaded.
 
     Raises:
-        ValueError: two models of one name.
+        ValueError: two models of one name, or `pictures` that are not understood.
+        ImportError: URLs of pictures are allowed, and what fetches them is not installed.
     """
+    pictures = Pictures(settings.pictures)
     app = FastAPI(
         title="jaxpool",
         version=version("jaxpool"),
-        lifespan=_lifespan(servings, warm=settings.warm),
+        lifespan=_lifespan(servings, pictures, warm=settings.warm),
         root_path=settings.root_path,
     )
-    app.state.models, app.state.chat = Models(servings), settings.chat
+    app.state.models, app.state.chat, app.state.pictures = Models(servings), settings.chat, pictures
     for router in ROUTERS:
         app.include_router(router)
     for kind in (errors.ApiError, RequestValidationError, HTTPException, ValueError, Exception):
@@ -72,7 +77,9 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
     return app
 
 
-def _lifespan(servings: Sequence[Serving], *, warm: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    servings: Sequence[Serving], pictures: Pictures, *, warm: bool
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.create_task(_warm(servings)) if warm else None
@@ -81,6 +88,7 @@ def _lifespan(servings: Sequence[Serving], *, warm: bool) -> Callable[[FastAPI],
         yield
         if warming is not None:
             warming.cancel()
+        pictures.close()
         for serving in servings:
             await asyncio.get_running_loop().run_in_executor(None, serving.close)
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from jaxpool.recipe import Recipe
 from jaxpool.server.errors import ApiError
+from jaxpool.server.pictures import Content
 from jaxpool.server.protocol import Body, Many
 from jaxpool.server.vectors import Cut
 
@@ -31,7 +32,7 @@ class CohereBody(Body):
 
     texts: Many[str] | None = None
     inputs: Many[dict[str, Any]] | None = None
-    images: Many[Any] | None = None
+    images: Many[str] | None = None
     input_type: str | None = None
     embedding_types: Many[EmbeddingType] | None = None
     output_dimension: int | None = None
@@ -43,16 +44,26 @@ class CohereBody(Body):
         given = [name for name in ("texts", "images", "inputs") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of `texts`, `images` and `inputs`; got {given}")
-        if self.images is not None:
-            raise ValueError("`images`: this model takes texts only")
         return self
 
     @property
     def documents(self) -> list[str]:
-        """The texts, in whichever field. Raises ValueError for parts that are no text."""
+        """The texts, in whichever field. Raises ValueError for what is no text."""
+        if self.images is not None:
+            raise ValueError("`images`: this model takes texts only")
         if self.texts is not None:
             return self.texts
         return [_text(given, f"inputs[{i}]") for i, given in enumerate(self.inputs or ())]
+
+    @property
+    def contents(self) -> list[Content]:
+        """What may hold pictures: the content of each of `images` or `inputs`. Raises ValueError for what has none."""
+        if self.images is not None:
+            linked = ({"type": "image_url", "image_url": {"url": url}} for url in self.images)
+            return [Content([part], f"images[{i}]", alone=True) for i, part in enumerate(linked)]
+        return [
+            Content(_parts(given, f"inputs[{i}]"), f"inputs[{i}].content") for i, given in enumerate(self.inputs or ())
+        ]
 
     @property
     def types(self) -> tuple[EmbeddingType, ...]:
@@ -152,10 +163,15 @@ _ENCODINGS: Mapping[str, Callable[[np.ndarray], Any]] = {
 }
 
 
-def _text(given: Mapping[str, Any], name: str) -> str:
+def _parts(given: Mapping[str, Any], name: str) -> list[Any]:
     parts = given.get("content")
     if not isinstance(parts, list) or not parts:
         raise ValueError(f"{name}: expected {{'content': [{{'type': 'text', 'text': …}}]}}")
+    return parts
+
+
+def _text(given: Mapping[str, Any], name: str) -> str:
+    parts = _parts(given, name)
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ FLAGS_PASSED_OVER = (
     "enable-request-id-headers",
     "no-enable-prefix-caching",
 )
+# vLLM's: pictures of a prompt, unless said otherwise; and media that no model here takes.
+MOST_IMAGES = 999
+OTHER_MEDIA = ("video", "audio")
 KEY_VARIABLES = ("JAXPOOL_API_KEY", "VLLM_API_KEY")
 
 
@@ -64,8 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--root-path", default="", help="in front of every path, behind a proxy")
     add("--ssl-keyfile", metavar="FILE")
     add("--ssl-certfile", metavar="FILE")
-    add("--chat-template", metavar="FILE", help="a jinja template, or a file of it, for `messages`")
+    add("--chat-template", metavar="FILE",
+        help="a jinja template, a file of it, or the name of one of jaxpool's, for `messages`")  # fmt: skip
     add("--trust-request-chat-template", action="store_true", help="take templates from requests")
+    add("--allowed-media-domains", nargs="+", action="extend", default=[], metavar="HOST",
+        help="of http(s) URLs of pictures, '*.example.com' for all below it (default: none)")  # fmt: skip
+    add("--allowed-local-media-path", type=Path, metavar="DIR", help="below which file:// URLs of pictures may read")
+    add("--limit-mm-per-prompt", type=_json("limit-mm-per-prompt"), default={}, metavar="JSON",
+        help="pictures of a prompt: '{\"image\": 4}' (default: 999)")  # fmt: skip
+    add("--max-image-bytes", type=int, default=8 * 2**20, metavar="N", help="of a picture (default: %(default)s)")
+    add("--max-image-pixels", type=int, default=2**25, metavar="N", help="of a picture (default: %(default)s)")
     add("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="413 beyond it (default: %(default)s)")
     add("--max-client-batch-size", type=int, default=4096, metavar="N",
         help="inputs of a request; 413 beyond it (default: %(default)s)")  # fmt: skip
@@ -152,6 +163,7 @@ def settings(args: argparse.Namespace) -> Any:
     from jaxpool.server.app import Settings
     from jaxpool.server.chat import Chat
     from jaxpool.server.limits import Limits
+    from jaxpool.server.pictures import Allowed
 
     from_variables = [os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)]
     return Settings(
@@ -163,10 +175,27 @@ def settings(args: argparse.Namespace) -> Any:
             timeout=args.request_timeout,
         ),
         chat=Chat(args.chat_template, args.trust_request_chat_template),
+        pictures=Allowed(
+            hosts=tuple(args.allowed_media_domains),
+            directory=args.allowed_local_media_path,
+            bytes=args.max_image_bytes,
+            pixels=args.max_image_pixels,
+            per_prompt=_images(args.limit_mm_per_prompt),
+        ),
         origins=args.allowed_origins,
         root_path=args.root_path,
         warm=not args.no_warmup,
     )
+
+
+def _images(limits: Mapping[str, Any]) -> int:
+    """The pictures of a prompt that vLLM's `limit_mm_per_prompt` allows; what it says of other media has no meaning."""
+    if unknown := sorted(set(limits) - {"image", *OTHER_MEDIA}):
+        raise ValueError(f"--limit-mm-per-prompt: {unknown} are not known, expected 'image'")
+    count = limits.get("image", MOST_IMAGES)
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ValueError(f"--limit-mm-per-prompt: 'image' is {count!r}, expected a number")
+    return count
 
 
 def _json(name: str) -> Any:

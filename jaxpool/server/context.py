@@ -14,6 +14,7 @@ from jaxpool.pooling_params import PoolingParams
 from jaxpool.server import metrics
 from jaxpool.server.chat import Chat
 from jaxpool.server.errors import ApiError
+from jaxpool.server.pictures import Content, Pictures
 from jaxpool.server.protocol import Body, TextBody
 from jaxpool.server.registry import Models
 from jaxpool.server.serving import Answer, Serving
@@ -38,12 +39,41 @@ def options(body: Body, **more: Any) -> PoolingParams:
     return PoolingParams(**{name: value for name, value in said.items() if value is not None})
 
 
+async def open_messages(request: Request, serving: Serving, body: TextBody) -> TextBody:
+    """The body, with the pictures of its messages opened, if the model sees. Errors as `Pictures.opened`."""
+    if body.messages is None or serving.recipe.family.tower is None:
+        return body
+    pictures = pictures_of(request, body)
+    contents = [Content(message.get("content"), f"messages[{i}].content") for i, message in enumerate(body.messages)]
+    (opened,) = await pictures.opened([contents])
+    messages = [{**message, "content": content} for message, content in zip(body.messages, opened, strict=True)]
+    return body.model_copy(update={"messages": messages})
+
+
+def pictures_of(request: Request, body: Body) -> Pictures:
+    """What opens pictures for a body, whose own wishes are checked. Raises ValueError."""
+    pictures: Pictures = request.app.state.pictures
+    pictures.allowed.check_options(body.mm_processor_kwargs or {})
+    return pictures
+
+
 def prompts(request: Request, serving: Serving, body: TextBody) -> Any:
-    """The body's input, or the text that a chat template makes of its messages. Raises ValueError."""
+    """The body's input, or the prompt that a chat template makes of its messages. Raises ValueError."""
     if body.messages is None:
         return body.input
+    return chat_of(request).render(serving, body)
+
+
+def tokenization(request: Request, serving: Serving, body: TextBody) -> dict[str, Any]:
+    """vLLM's `tokenization_kwargs`."""
+    special = chat_of(request).adds_special_tokens(serving, body)
+    return body.model_copy(update={"add_special_tokens": special}).tokenization
+
+
+def chat_of(request: Request) -> Chat:
+    """How this server reads conversations."""
     chat: Chat = request.app.state.chat
-    return chat.render(serving, body)
+    return chat
 
 
 async def compute(

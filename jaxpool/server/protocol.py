@@ -33,6 +33,7 @@ class Body(BaseModel):
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     @property
     def tokenization(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class ScoringBody(Body):
     use_activation: bool | None = None
 
 
-Texts = str | Many[str] | Many[dict[str, Any]] | dict[str, Any]
+Texts = str | Many[str | dict[str, Any]] | dict[str, Any]
 # The spellings of the two sides of a pair, older ones last.
 PAIR_FIELDS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
@@ -130,9 +131,10 @@ class ScoreBody(ScoringBody):
         return self
 
     @property
-    def sides(self) -> tuple[Texts, Texts]:
-        """What was given."""
-        return next((getattr(self, a), getattr(self, b)) for a, b in PAIR_FIELDS if getattr(self, b) is not None)
+    def sides(self) -> dict[str, Texts]:
+        """What was given, by the names of its fields."""
+        names = next(pair for pair in PAIR_FIELDS if getattr(self, pair[1]) is not None)
+        return {name: getattr(self, name) for name in names}
 
 
 class RerankBody(ScoringBody):

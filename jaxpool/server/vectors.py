@@ -60,8 +60,9 @@ async def embed(
     prompt: str,
     cut: Cut,
     task: str = EMBED,
+    special_tokens: bool = True,
 ) -> list[Answer]:
-    """The vectors of texts (or token ids), in order.
+    """The vectors of texts (or token ids, or prompts with pictures), in order.
 
     Args:
         request, serving, body: as `compute` takes them.
@@ -70,6 +71,7 @@ async def embed(
         prompt: to put in front of each text.
         cut: what becomes of long ones.
         task: "embed", or "token_embed" for every token's.
+        special_tokens: whether the tokenizer adds its own.
 
     Raises:
         ApiError: as `compute`.
@@ -77,9 +79,8 @@ async def embed(
     """
 
     def make() -> Call:
-        call = serving.calls.encode(
-            texts, params, pooling_task=task, truncate=cut.truncate, tokenization=cut.tokenization
-        )
+        tokenization = cut.tokenization | ({} if special_tokens else {"add_special_tokens": False})
+        call = serving.calls.encode(texts, params, pooling_task=task, truncate=cut.truncate, tokenization=tokenization)
         return call._replace(reading=replace(call.reading, prompt=prompt, cut=cut.cut))
 
     return await compute(request, serving, body, make)

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from jaxpool.prompts import Shown
 from jaxpool.server import replies, vectors
 from jaxpool.server.cohere_protocol import CohereBody, check_packs, encode, prompt_name
-from jaxpool.server.context import find_model, options
+from jaxpool.server.context import chat_of, find_model, options, pictures_of
 from jaxpool.server.encoding import json_response
-from jaxpool.server.serving import Answer
+from jaxpool.server.protocol import TextBody
+from jaxpool.server.serving import Answer, Serving
 
 router = APIRouter()
 
@@ -30,28 +33,67 @@ async def embed(request: Request, body: CohereBody) -> Response:
     )
     # Where a checkpoint has an adapter for what its prompt is for, they belong together.
     adapter = named if named in recipe.adapters else None
+    prompt, special = recipe.prompts[named] if named else "", True
+    documents: list[Any]
+    if body.texts is not None or recipe.family.tower is None:
+        documents = list(body.documents)
+    else:
+        documents, special = await _seen(request, serving, body, prompt)
+        prompt = prompt if recipe.family.tower.answers else ""
     answers = await vectors.embed(
         request,
         serving,
         body,
-        body.documents,
+        documents,
         options(body, dimensions=body.output_dimension, adapter=adapter),
-        prompt=recipe.prompts[named] if named else "",
+        prompt=prompt,
         cut=body.cut(recipe.max_length),
+        special_tokens=special,
     )
     matrix = np.stack([answer.data for answer in answers])
     found = {
         "id": replies.around("embd", serving, answers, body.request_id)["id"],
         "embeddings": {kind: encode(matrix, kind) for kind in body.types},
-        "texts": body.documents,
-        "meta": _meta(answers),
+        **({"texts": documents} if all(isinstance(document, str) for document in documents) else {}),
+        "meta": _meta(answers, documents),
         "response_type": "embeddings_by_type",
     }
     return json_response(found, replies.headers(answers))
 
 
-def _meta(answers: list[Answer]) -> dict[str, Any]:
-    tokens = sum(answer.tokens for answer in answers)
-    meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens, "image_tokens": 0}}
+async def _seen(request: Request, serving: Serving, body: CohereBody, prompt: str) -> tuple[list[str | Shown], bool]:
+    """Prompts of contents that may hold pictures, and whether the tokenizer adds its special tokens to them.
+
+    A model that takes a text or a picture gets it as it is; others a conversation, behind the prompt as its system's
+    message, as in vLLM.
+    """
+    contents, chat = body.contents, chat_of(request)
+    serving.limits.check_texts(len(contents))
+    opened = await pictures_of(request, body).opened([[content] for content in contents])
+    tower = serving.recipe.family.tower
+    system = [{"role": "system", "content": prompt}] if prompt and tower is not None and not tower.answers else []
+
+    def write() -> tuple[list[str | Shown], bool]:
+        bodies = [
+            TextBody(
+                messages=[*system, {"role": "user", "content": parts}], mm_processor_kwargs=body.mm_processor_kwargs
+            )
+            for (parts,) in opened
+        ]
+        names = [[*("input_type" for _ in system), content.name] for content in contents]
+        prompts = [chat.render(serving, own, called) for own, called in zip(bodies, names, strict=True)]
+        return prompts, all(chat.adds_special_tokens(serving, own) for own in bodies[:1])
+
+    return await run_in_threadpool(write)
+
+
+def _meta(answers: list[Answer], documents: list[Any]) -> dict[str, Any]:
+    counted = {True: 0, False: 0}
+    for answer, document in zip(answers, documents, strict=True):
+        counted[isinstance(document, str)] += answer.tokens
+    meta: dict[str, Any] = {
+        "api_version": {"version": "2"},
+        "billed_units": {"input_tokens": counted[True], "image_tokens": counted[False]},
+    }
     cut = sum(answer.truncated for answer in answers)
     return meta | ({"warnings": [f"{cut} of {len(answers)} texts were too long and have been cut"]} if cut else {})

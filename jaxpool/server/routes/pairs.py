@@ -1,4 +1,4 @@
-"""Two texts in, how well they go together out: `/score`, `/rerank`."""
+"""Two texts (or pictures) in, how well they go together out: `/score`, `/rerank`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from starlette.requests import Request
 
 from jaxpool import scoring
 from jaxpool.calls import Pairs
+from jaxpool.recipe import Recipe
 from jaxpool.server import replies
-from jaxpool.server.context import compute, find_model, options
+from jaxpool.server.context import compute, find_model, options, pictures_of
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
+from jaxpool.server.pictures import Content
 from jaxpool.server.protocol import RerankBody, ScoreBody, ScoringBody
 from jaxpool.server.serving import Answer, Serving
 
@@ -29,8 +31,13 @@ async def score(request: Request, body: ScoreBody) -> Response:
     """vLLM's: 1 with 1, 1 with N, or N with N."""
     serving = find_model(request, body.model)
     check_scores(serving, "Score API")
-    serving.limits.check_texts(max(len(side) if isinstance(side, list) else 1 for side in body.sides))
-    pairs = serving.calls.pairs(*body.sides)
+    sides = {name: side if isinstance(side, list) else [side] for name, side in body.sides.items()}
+    serving.limits.check_texts(max(map(len, sides.values())))
+    named = {f"{name}[{i}]": item for name, side in sides.items() for i, item in enumerate(side)}
+    opened = zip(named, await open_sides(request, serving, body, named), strict=True)
+    wishes = body.mm_processor_kwargs or {}
+    parsed = iter([scoring.parse_side(item, name, serving.recipe, wishes) for name, item in opened])
+    pairs = serving.calls.pairs(*([next(parsed) for _ in side] for side in sides.values()))
     scores, answers = await score_pairs(request, serving, body, pairs, body.truncate_prompt_tokens)
     data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(scores)]
     around = replies.around("score", serving, answers, body.request_id)
@@ -49,18 +56,25 @@ async def rerank(request: Request, body: RerankBody) -> Response:
     if (body.top_n or 0) < 0:
         raise ApiError(400, f"top_n is {body.top_n}, expected 0 for all, or a number of documents", param="top_n")
     serving.limits.check_texts(len(body.documents))
-    texts = [text_of(document, f"documents[{i}]") for i, document in enumerate(body.documents)]
-    queries, documents = serving.calls.pairs(text_of(body.query, "query"), texts)
+    named = {"query": body.query} | {f"documents[{i}]": document for i, document in enumerate(body.documents)}
+    opened = await open_sides(request, serving, body, named)
+    wishes = body.mm_processor_kwargs or {}
+    query, *sides = [side_of(item, name, serving.recipe, wishes) for name, item in zip(named, opened, strict=True)]
+    queries, documents = serving.calls.pairs(query, sides)
     if limit := body.max_tokens_per_doc:
         cut = serving.llm.engine.tokenizer.cut_text
-        documents = await run_in_threadpool(lambda: [cut(document, limit) for document in documents])
+        documents = await run_in_threadpool(
+            lambda: [cut(document, limit) if isinstance(document, str) else document for document in documents]
+        )
     truncate = -1 if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens
     scores, answers = await score_pairs(request, serving, body, (queries, documents), truncate)
-    ranked = scoring.rank(scores.tolist(), texts, body.top_n or None, return_documents=False)
+    ranked = scoring.rank(scores.tolist(), sides, body.top_n or None, return_documents=False)
     results: list[dict[str, Any]] = [{"index": r.index, "relevance_score": r.score} for r in ranked]
     if body.return_documents:
         for result in results:
-            result["document"] = {"text": texts[result["index"]]}
+            side = sides[result["index"]]
+            given = body.documents[result["index"]]
+            result["document"] = {"text": side} if isinstance(side, str) else {"multi_modal": given["content"]}
     around = replies.around("rerank", serving, answers, body.request_id)
     return json_response({**around, "results": results}, replies.headers(answers))
 
@@ -97,10 +111,30 @@ async def score_pairs(
     return scoring.cosine(rows[: len(pairs[0])], rows[len(pairs[0]) :]), answers
 
 
-def text_of(given: str | Mapping[str, Any], name: str) -> str:
-    """A document: a text, or {"text": …}, or {"content": [{"type": "text", …}]}."""
+async def open_sides(request: Request, serving: Serving, body: ScoringBody, named: Mapping[str, Any]) -> list[Any]:
+    """Sides of pairs by their names in the body -> the same, with their pictures opened, if the model compares any.
+
+    Raises:
+        ValueError, ApiError: as `Pictures.opened`.
+    """
+    items = list(named.values())
+    if not scoring.compares_pictures(serving.recipe):
+        return items
+    contents = {
+        i: [Content(item["content"], f"{name}.content")]
+        for i, (name, item) in enumerate(named.items())
+        if isinstance(item, Mapping) and "content" in item
+    }
+    opened = await pictures_of(request, body).opened(list(contents.values()))
+    for i, (parts,) in zip(contents, opened, strict=True):
+        items[i] = {**items[i], "content": parts}
+    return items
+
+
+def side_of(given: str | Mapping[str, Any], name: str, recipe: Recipe, options: Mapping[str, Any]) -> scoring.Side:
+    """A document: a text, or {"text": …}, or {"content": [part, …]}."""
     if isinstance(given, str):
         return given
     if isinstance(given.get("text"), str):
         return given["text"]
-    return scoring.parse_side(given, name)
+    return scoring.parse_side(given, name, recipe, options)

@@ -1,4 +1,4 @@
-"""A text in, a vector or classes out: `/v1/embeddings`, `/pooling`, `/classify`."""
+"""A text (or a picture) in, a vector or classes out: `/v1/embeddings`, `/pooling`, `/classify`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from jaxpool.server import replies
-from jaxpool.server.context import compute, find_model, options, prompts
+from jaxpool.server.context import compute, find_model, open_messages, options, prompts, tokenization
 from jaxpool.server.encoding import bytes_response, json_of_items, json_response, written
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ClassifyBody, EmbeddingBody, PoolingBody, TextBody, VectorBody
@@ -57,13 +57,15 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
 
 
 async def _encode(request: Request, serving: Serving, body: TextBody, task: str | None) -> list[Answer]:
+    body = await open_messages(request, serving, body)
+
     def make() -> Any:
         return serving.calls.encode(
             prompts(request, serving, body),
             options(body),
             pooling_task=task,
             truncate=body.truncate_prompt_tokens,
-            tokenization=body.tokenization,
+            tokenization=tokenization(request, serving, body),
         )
 
     return await compute(request, serving, body, make)

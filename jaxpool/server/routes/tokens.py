@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from jaxpool.prompts import parse_text
-from jaxpool.server.context import find_model, prompts
+from jaxpool.prompts import Shown, parse_text
+from jaxpool.server.context import find_model, prompts, tokenization
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import DetokenizeBody, TextBody, TokenizeBody
@@ -29,9 +29,17 @@ def tokenize(request: Request, body: TokenizeBody) -> Response:
         prompt = "" if body.prompt_name is None else serving.calls.prompt(body.prompt_name, None)
         special = body.add_special_tokens is not False
         return json_response([_with_places(tokenizer, prompt + text, special) for text in texts])
-    text_body = TextBody(input=body.prompt, messages=body.messages, add_generation_prompt=body.add_generation_prompt)
-    text = parse_text(prompts(request, serving, text_body), "prompt")
-    special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
+    text_body = TextBody(
+        input=body.prompt,
+        messages=body.messages,
+        add_special_tokens=body.add_special_tokens,
+        add_generation_prompt=body.add_generation_prompt,
+    )
+    prompt = prompts(request, serving, text_body)
+    if isinstance(prompt, Shown):
+        raise ApiError(400, f"{prompt.name}: texts alone are tokenised here, and no pictures", param="messages")
+    text = parse_text(prompt, "prompt")
+    special = tokenization(request, serving, text_body).get("add_special_tokens", True)
     (encoded,) = tokenizer.encode([text], 2**31 - 1, special_tokens=special)
     ids = encoded.ids.tolist()
     found = {"count": len(ids), "max_model_len": serving.recipe.max_length, "tokens": ids}

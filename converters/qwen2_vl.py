@@ -1,0 +1,44 @@
+"""Where Qwen2-VL's weights come from. What they compute: `jaxpool/models/qwen2_vl.py`.
+
+The published checkpoints have "model.…" and "visual.…"; transformers has written "model.language_model.…" and
+"model.visual.…" since 4.52, and without "model." where a model was saved without its head.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from jaxpool.converters import llama
+from jaxpool.converters.rules import Rule, Table, Transform, layer_norm, linear, skip
+
+_BLOCK = "blocks.{layer}"
+_TOWER = (
+    Rule("patch_embed.proj.weight", "vision/patches/kernel", Transform("d c f y x -> c f y x d")),
+    *layer_norm(f"{_BLOCK}.norm1", "vision/layers/attention/norm"),
+    # First all queries, then all keys, then all values.
+    *linear(f"{_BLOCK}.attn.qkv", "vision/layers/attention/qkv", "(c n h) d -> d c n h", "(c n h) -> c n h"),
+    *linear(f"{_BLOCK}.attn.proj", "vision/layers/attention/output", "d (n h) -> n h d"),
+    *layer_norm(f"{_BLOCK}.norm2", "vision/layers/mlp/norm"),
+    *linear(f"{_BLOCK}.mlp.fc1", "vision/layers/mlp/up"),
+    *linear(f"{_BLOCK}.mlp.fc2", "vision/layers/mlp/down"),
+    *layer_norm("merger.ln_q", "merger/norm"),
+    *linear("merger.mlp.0", "merger/up"),
+    *linear("merger.mlp.2", "merger/down"),
+    skip("rotary_pos_emb.inv_freq"),  # worked out anew
+)
+
+
+def _inside(path: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules of a model within the model."""
+    return tuple(replace(rule, source=f"{path}.{rule.source}") for rule in rules)
+
+
+TABLE = Table(
+    rules=(
+        *_inside("model", llama.TABLE.rules),
+        *_inside("model.language_model", llama.TABLE.rules),
+        *_inside("language_model", llama.TABLE.rules),
+        *_inside("visual", _TOWER),
+        *_inside("model.visual", _TOWER),
+        skip("lm_head.weight"),
+    ),
+)
