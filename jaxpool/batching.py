@@ -112,11 +112,11 @@ def make_ladder(
         return Ladder(full, dict(full), packed)
     lengths = _lengths(max_length, False, lanes)
     full = {t: shape(t, budget // t) for t in lengths if t >= min(packed_row, lengths[-1])}
-    # Fewer rows for what is left over; where that makes too many shapes, at every second or third length only.
-    ladders = (
-        Ladder(full, {t: shape(t, 1) for t in {*lengths[::every], lengths[-1]}}, packed)
-        for every in range(1, len(lengths) + 1)
-    )
+    # What is left over wants steps between the powers of two as well, where rows may have any length; and where that
+    # makes too many shapes, every second or third length only.
+    steps = [_lengths(max_length, True, lanes)] if lanes == MIN_TOKENS else []
+    steps += [lengths[::every] for every in range(1, len(lengths) + 1)]
+    ladders = (Ladder(full, {t: shape(t, 1) for t in {*own, lengths[-1]}}, packed) for own in steps)
     return next((ladder for ladder in ladders if len(ladder.shapes) <= MAX_SHAPES), Ladder(full, dict(full), packed))
 
 

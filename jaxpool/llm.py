@@ -85,6 +85,7 @@ class LLM:
         sequence_parallel: whether norms and residuals are split along the sequence over the devices of a group.
         pooler_config: a `PoolerConfig` or a dict of its fields, over the checkpoint's own.
         override_pooler_config: the older name of `pooler_config`.
+        mm_processor_kwargs: settings of the checkpoint's image processor, for every picture ("max_pixels", …).
         max_num_batched_tokens: tokens of a batch, padding included. Default: by platform and free memory.
         deterministic: the same text gives the same bits whatever shares its batch (one sequence a row, in a
             row whose shape depends on its own length alone), within one backend, jaxlib and dtype.
@@ -120,6 +121,7 @@ class LLM:
         sequence_parallel: bool = False,
         pooler_config: PoolerConfig | dict[str, Any] | None = None,
         override_pooler_config: PoolerConfig | dict[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
         max_num_batched_tokens: int | None = None,
         deterministic: bool = False,
         compile_cache: bool | str | os.PathLike[str] = False,
@@ -140,6 +142,10 @@ class LLM:
         recipe = pooling.apply(read_recipe(directory, hf_overrides, asked), self.model)
         recipe = _with_template(_with_length(recipe, max_model_len), chat_template)
         recipe = replace(recipe, quantization=check_kind(quantization))
+        if mm_processor_kwargs:
+            if recipe.family.tower is None:
+                raise ValueError("mm_processor_kwargs: this model reads texts only, and no pictures")
+            recipe = replace(recipe, pictures=recipe.pictures.with_options(mm_processor_kwargs))
         tokenizer_directory = hub.resolve_tokenizer(tokenizer, hf_token) if tokenizer else recipe.backbone_directory
         read_tokens = load_tokenizer(tokenizer_directory, lower_case=recipe.lower_case)
         if read_tokens.vocab_size > recipe.config.vocab_size:

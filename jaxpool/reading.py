@@ -246,6 +246,9 @@ class Reader:
             )
         if len(ids) == 0:
             raise ValueError(f"{name}: the text has no tokens, and this model's tokenizer adds none")
+        if self._recipe.family.end is not None:
+            ends = np.flatnonzero(ids == self._recipe.family.end(self._recipe.config))
+            ids = ids[: ends[0] + 1] if len(ends) else ids
         token = getattr(self._recipe.config, "image_token", None)
         if token is not None and (ids == token).any():
             raise ValueError(f"{name}: the prompt has a place for a picture (token {token}), and none was given")

@@ -13,8 +13,8 @@ _NO_SAY = frozenset(
     allowed_local_media_path allowed_media_domains async_scheduling block_size compilation_config cpu_offload_gb
     device disable_async_output_proc disable_custom_all_reduce disable_log_requests disable_log_stats
     distributed_executor_backend download_dir enable_chunked_prefill enable_prefix_caching enforce_eager
-    gpu_memory_utilization ignore_patterns kv_cache_dtype kv_cache_memory_bytes max_logprobs max_num_seqs
-    max_parallel_loading_workers max_seq_len_to_capture num_gpu_blocks_override num_lookahead_slots
+    gpu_memory_utilization ignore_patterns kv_cache_dtype kv_cache_memory_bytes limit_mm_per_prompt max_logprobs
+    max_num_seqs max_parallel_loading_workers max_seq_len_to_capture num_gpu_blocks_override num_lookahead_slots
     preemption_mode scheduling_policy seed served_model_name structured_outputs_config swap_space use_v2_block_manager
     """.split()
 )
@@ -22,7 +22,7 @@ _NO_SAY = frozenset(
 _CHANGES = frozenset(
     """
     enable_lora enable_prompt_embeds enable_prompt_adapter guided_decoding_backend hf_config_path
-    io_processor_plugin limit_mm_per_prompt logits_processors max_lora_rank mm_processor_kwargs model_impl
+    io_processor_plugin logits_processors max_lora_rank model_impl
     rope_scaling rope_theta skip_tokenizer_init speculative_config tokenizer_revision
     """.split()
 )

@@ -44,7 +44,7 @@ BAD_PROMPTS = [
     ({"prompt": "x", "prompt_token_ids": [1]}, "exactly one"),
     ({}, "exactly one"),
     (b"bytes", "bytes"),
-    ({"prompt": "x", "multi_modal_data": {}}, "multi_modal_data"),
+    ({"prompt": "x", "multi_modal_data": {"video": 1}}, "multi_modal_data"),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,12 +27,18 @@ class PictureFormat:
         processor: transformers' name of the class that cuts and resizes them, without "Fast" or "Pil".
         mean, std: of each colour, of values in 0 … 1; the tower sees (value − mean) / std.
         settings: the processor's other settings.
+        options: of them, those that the user of the instance set.
     """
 
     processor: str = ""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+    def with_options(self, options: Mapping[str, Any]) -> PictureFormat:
+        """The same with a user's own settings: vLLM's `mm_processor_kwargs` of an instance."""
+        return replace(self, settings={**self.settings, **options}, options=dict(options))
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
         """Bytes […, C], a colour behind the other, as float32 of mean 0 and deviation 1."""

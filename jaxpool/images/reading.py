@@ -136,7 +136,7 @@ class Pictures:
                 f"{name}: {image.width}×{image.height} pixels, and one edge may be {LONGEST} times the other"
             )
         try:
-            return self.reader.read(image, prompt.options)
+            return self.reader.read(image, {**self._recipe.pictures.options, **prompt.options})
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 

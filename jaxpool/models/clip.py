@@ -23,6 +23,8 @@ from jaxpool.models.hf_config import HFConfig
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
+_FIRST_END = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vision(vit.Config):
@@ -49,6 +51,7 @@ class Config:
     Attributes:
         text, vision: of its two stacks.
         hidden_size: of the space that both end in.
+        end_token: behind a text; what comes after the first one is not read.
     """
 
     text: vit.Config
@@ -56,6 +59,7 @@ class Config:
     hidden_size: int
     vocab_size: int
     max_length: int
+    end_token: int
 
     @property
     def num_heads(self) -> int:
@@ -75,13 +79,16 @@ def config_from_hf(values: dict[str, Any]) -> Config:
     # Each part has it once more, for models of one tower alone.
     projection = hf.get("projection_dim", 512)
     hf.finish()
+    end, vocab_size = text.get("eos_token_id", 49_407), text.get("vocab_size", 49_408)
     sizes = vit.config_fields(text, width=512, layers=12, heads=8, mlp=2048, activation="quick_gelu")
     config = Config(
         text=vit.Config(**sizes, epsilon=text.get("layer_norm_eps", 1e-5)),
         vision=read_vision(vision),
         hidden_size=projection,
-        vocab_size=text.get("vocab_size", 49_408),
+        vocab_size=vocab_size,
         max_length=text.get("max_position_embeddings", 77),
+        # The first configs name a wrong one; transformers takes the highest then, which is the right one.
+        end_token=vocab_size - 1 if end == _FIRST_END else end,
     )
     text.finish()
     return config
@@ -197,5 +204,6 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=(*vit.CAPTURES, "norm"),
+    end=lambda config: config.end_token,
     tower=Tower(patches=patches, forward=embed_pictures, captures=(*vit.CAPTURES, "pooled")),
 )

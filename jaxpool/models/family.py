@@ -131,6 +131,8 @@ class Family:
         own_modules: types in modules.json that are the checkpoint's own code, whose work the family does itself:
             type -> the module of sentence-transformers that it stands for.
         tower: how it sees; None for families that only read.
+        end: config -> the token at which a text is over, whatever comes behind it (CLIP pools its first one); None: a
+            text ends where it ends.
         padding: config -> the length to which every text is padded with the tokenizer's padding token, which is read
             like others (SigLIP); None for none.
         table: the checkpoint's rules; None for `converters/<name>.py`'s (jaxpool's own families).
@@ -149,6 +151,7 @@ class Family:
     answers: Callable[[Mapping[str, Any]], bool] = lambda values: True
     own_modules: Mapping[str, str] = field(default_factory=dict)
     tower: Tower | None = None
+    end: Callable[[Any], int] | None = None
     padding: Callable[[Any], int] | None = None
     table: Table | None = None
 

@@ -27,7 +27,7 @@ OF_LLM = {
     "hf-token": str,
 }
 # Those that are JSON.
-JSON_OF_LLM = ("hf-overrides", "pooler-config", "override-pooler-config")
+JSON_OF_LLM = ("hf-overrides", "mm-processor-kwargs", "pooler-config", "override-pooler-config")
 # Those that change nothing here.
 PASSED_OVER = {
     "max-num-seqs": int,

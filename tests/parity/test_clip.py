@@ -117,7 +117,7 @@ def test_pictures_intermediate_by_intermediate(checkpoint: SimpleNamespace) -> N
 
 
 def test_a_whole_directory(checkpoint: SimpleNamespace) -> None:
-    images, texts = pictures(), [text for text in TEXTS if text]
+    images, texts = pictures(), [*(text for text in TEXTS if text), "a text <|endoftext|> and more of it"]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.directory)
     with LLM(checkpoint.directory) as llm:
         outputs = llm.embed([*texts, *images], truncate_prompt_tokens=-1, use_tqdm=False)
