@@ -113,11 +113,12 @@ def start(name: str, model: str, log: Path, cache: Path) -> Server:
     raise RuntimeError(f"{name} is not ready after {PATIENCE} s")
 
 
-async def ask(server: Server, clients: int, seconds: float, asked: list[str]) -> Figures:
-    """So many clients, each with one request at a time."""
+async def ask(server: Server, clients: int, seconds: float, asked: list[str], batch: int = 1) -> Figures:
+    """So many clients, each with one request of `batch` texts at a time."""
     import aiohttp
 
-    bodies = [json.dumps({"model": "m", "input": text}).encode() for text in asked]
+    groups = [asked[i : i + batch] for i in range(0, len(asked) - batch + 1, batch)]
+    bodies = [json.dumps({"model": "m", "input": group}).encode() for group in groups]
     taken: list[float] = []
     errors = 0
 
@@ -128,12 +129,16 @@ async def ask(server: Server, clients: int, seconds: float, asked: list[str]) ->
         async def client(number: int, until: float, keep: bool) -> None:
             nonlocal errors
             while time.perf_counter() < until:
-                start = time.perf_counter()
-                async with session.post(server.url, data=bodies[number % len(bodies)]) as answer:
-                    await answer.read()
+                start, failed = time.perf_counter(), False
+                try:
+                    async with session.post(server.url, data=bodies[number % len(bodies)]) as answer:
+                        await answer.read()
+                        failed = answer.status != 200
+                except aiohttp.ClientError:  # a connection that was closed while the server was stopped, say
+                    failed = True
                 if keep:
                     taken.append(time.perf_counter() - start)
-                    errors += answer.status != 200
+                    errors += failed
                 number += clients
 
         for keep in (False, True):
@@ -155,7 +160,9 @@ def measure(servers: list[Server], arguments: argparse.Namespace, model: str) ->
             for turn in range(arguments.rounds):
                 for server in servers[turn % len(servers) :] + servers[: turn % len(servers)]:
                     with server.awake():
-                        rounds[server.name].append(asyncio.run(ask(server, clients, arguments.seconds, asked)))
+                        rounds[server.name].append(
+                            asyncio.run(ask(server, clients, arguments.seconds, asked, arguments.batch))
+                        )
             for name, figures in rounds.items():
                 middle = {key: statistics.median(getattr(f, key) for f in figures) for key in asdict(figures[0])}
                 cell = {"length": length, "tokens": sum(tokens) / len(tokens), "clients": clients, "server": name}
@@ -203,6 +210,7 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=["jaxpool", "vllm"])
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
+    parser.add_argument("--batch", type=int, default=1, help="texts of a request")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="only jaxpool, and what memory it holds")

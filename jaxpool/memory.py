@@ -181,11 +181,11 @@ def tower_ladder(recipe: Recipe, mesh: Mesh, *, budget: int | None = None, packe
     if tower is None:
         return None
     shards, platform = mesh.shape[DATA], own_device(mesh).platform
-    patches = tower.patches(recipe.config, recipe.pictures)
+    patches = tower.patches(recipe.config, recipe.picture_format)
     area = budget or (CPU_BUDGET if platform == "cpu" else CHIP_BUDGET) * shards
     if patches.fixed:
         rows = max(shards, area // patches.length // shards * shards)
-        full, small = (Shape(patches.length, count, 1) for count in (rows, shards))
+        full, small = (Shape(patches.length, count, 1) for count in (rows, shards if packed else rows))
         return Ladder({patches.length: full}, {patches.length: small}, packed=False)
     lanes = MIN_TOKENS if platform == "cpu" else CHIP_LANES
     return make_ladder(patches.length, area, packed=packed, row_multiple=shards, lanes=lanes)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxpool import hub
 from jaxpool.batch import Inputs
+from jaxpool.endings import Ending
 from jaxpool.hf_overrides import HFOverrides
 from jaxpool.loading import load_stored
 from jaxpool.params import Tree, map_leaves
@@ -51,16 +52,18 @@ class Model:
             `Inputs` of n rows of T tokens, numpy.
         """
         encoded = self._tokenizer.encode([prompt + text for text in texts], self.recipe.max_length)
-        longest = max((len(e.ids) for e in encoded), default=1)
+        ending = Ending(self.recipe, self._tokenizer)
+        ids = [ending(text.ids) for text in encoded]
+        longest = max(map(len, ids), default=1)
         inputs = Inputs.of_shape(len(texts), longest, 1, partial(np.zeros, dtype=np.int32))
         options = PoolingParams().resolve(self.recipe, str(self.recipe.directory))
         inputs.dimensions[:] = options.dimensions
         inputs.activate[:] = options.activate
         inputs.adapter[:] = options.adapter
         inputs.skip[:] = 0 if self.recipe.include_prompt or not prompt else self._tokenizer.prompt_length(prompt)
-        for row, text in enumerate(encoded):
-            inputs.ids[row, : len(text.ids)] = text.ids
-            inputs.lengths[row] = len(text.ids)
+        for row, own in enumerate(ids):
+            inputs.ids[row, : len(own)] = own
+            inputs.lengths[row] = len(own)
         return inputs
 
     def apply(self, params: Tree, inputs: Inputs) -> jax.Array:

@@ -140,9 +140,23 @@ def look(runner: Runner, sequences: list[Sequence], recipe: Recipe) -> list[Sequ
         return sequences
     lengths, ladder = [len(tile.ids) for tile in found], runner.ladder_of(IMAGE)
     plans = balance(plan(lengths, ladder)[0], lengths, ladder, len(runner.replicas))
-    futures = [(batch, runner.submit(IMAGE, batch, found)) for batch in plans]
-    seen = (answer for batch, future in futures for answer in unpack(batch, found, future.result(), True))
-    return show(sequences, seen, recipe.config.image_token)
+    return show(sequences, _seen(runner, plans, found), recipe.config.image_token)
+
+
+def _seen(runner: Runner, plans: list[Plan], found: list[Sequence]) -> Iterator[Answer]:
+    """The tower's answers, a few batches ahead of the reader."""
+    limit = 2 * len(runner.replicas) + 1
+    running: deque[tuple[Plan, Future[np.ndarray]]] = deque()
+    try:
+        for number in range(len(plans) + limit):
+            if number < len(plans):
+                running.append((plans[number], runner.submit(IMAGE, plans[number], found)))
+            if running and number >= limit - 1:
+                batch, future = running.popleft()
+                yield from unpack(batch, found, future.result(), True)
+    finally:
+        for _, future in running:
+            future.cancel()
 
 
 def unpack(batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool) -> Iterator[Answer]:

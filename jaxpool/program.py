@@ -102,7 +102,7 @@ def make_tower_program(recipe: Recipe, tower: Tower, dtype: Any) -> Program:
     Returns:
         (params, inputs) -> float32 [R, M, C], or rows [R, P / k, D] in the compute dtype.
     """
-    patches = tower.patches(recipe.config, recipe.pictures)
+    patches = tower.patches(recipe.config, recipe.picture_format)
 
     def program(params: Tree, inputs: Inputs) -> jax.Array:
         with jax.named_scope("pixels"):

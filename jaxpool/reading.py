@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.chunks import split
-from jaxpool.converters.checkpoint import read_json
+from jaxpool.endings import Ending
 from jaxpool.images.reading import Pictures
 from jaxpool.pooling_params import Options
 from jaxpool.prompts import Pair, Parsed, Shown, TypedIds, Written, check_ids
@@ -137,7 +137,7 @@ class Reader:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self._recipe = recipe
         self._tokenizer = tokenizer
-        self._padding = _read_padding(recipe, tokenizer)
+        self._ending = Ending(recipe, tokenizer)
         self._pictures = Pictures(recipe, tokenizer)
 
     def read(self, start: int, window: Sequence[Request], reading: Reading) -> list[TokenSequence]:
@@ -246,15 +246,10 @@ class Reader:
             )
         if len(ids) == 0:
             raise ValueError(f"{name}: the text has no tokens, and this model's tokenizer adds none")
-        if self._recipe.family.end is not None:
-            ends = np.flatnonzero(ids == self._recipe.family.end(self._recipe.config))
-            ids = ids[: ends[0] + 1] if len(ends) else ids
         token = getattr(self._recipe.config, "image_token", None)
         if token is not None and (ids == token).any():
             raise ValueError(f"{name}: the prompt has a place for a picture (token {token}), and none was given")
-        if self._padding is not None:
-            length, token = self._padding
-            ids = np.pad(ids, (0, max(length - len(ids), 0)), constant_values=token)
+        ids = self._ending(ids)
         whole = TokenSequence(
             ids,
             tuple(numbers),
@@ -271,24 +266,6 @@ class Reader:
 
     def _skip(self, prompt: str) -> int:
         return 0 if self._recipe.include_prompt or not prompt else self._tokenizer.prompt_length(prompt)
-
-
-def _read_padding(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int] | None:
-    """(length, token) to which every text of a model is padded, or None.
-
-    Raises:
-        ValueError: it cannot be done as the model was trained; file and key are named.
-    """
-    if recipe.family.padding is None:
-        return None
-    length, file = recipe.family.padding(recipe.config), recipe.backbone_directory / "tokenizer_config.json"
-    if recipe.chunked:
-        raise ValueError(f"pooler_config: enable_chunked_processing: all texts of this model have {length} tokens")
-    if tokenizer.pad_id is None or not 0 <= tokenizer.pad_id < recipe.config.vocab_size:
-        raise ValueError(f"{file}: `pad_token` is no token of the model, whose texts are padded to {length} with it")
-    if (read_json(file) if file.exists() else {}).get("padding_side") == "left":
-        raise ValueError(f"{file}: `padding_side` is 'left', and texts of this model are padded on the right")
-    return length, tokenizer.pad_id
 
 
 def _cut_at(reading: Reading, limit: int) -> Reading:

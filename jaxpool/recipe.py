@@ -120,6 +120,11 @@ class Recipe:
         """Whether the finished vectors have length 1."""
         return self.final == "normalize" and self.activate and self.truncate_dim is None
 
+    @property
+    def picture_format(self) -> PictureFormat:
+        """`pictures`, with the room that a text has."""
+        return replace(self.pictures, room=self.max_length)
+
     def activates(self, task: str) -> bool:
         """Whether the last step is done in answers to `task`, unless a request says otherwise."""
         return self.activate if task in PER_TOKEN or self.activate_texts is None else self.activate_texts

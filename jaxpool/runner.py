@@ -299,28 +299,30 @@ class Runner:
             jax.errors.JaxRuntimeError: it does not fit at half the budget either.
         """
         self.check_open()
-        try:
-            self._run_all(tasks)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            smaller = _halve(self.ladder, self.replicas[0].rows.multiple)
-            largest = max(shape.area for shape in self.ladder.shapes)
-            logger.warning(
-                "a batch of %d tokens does not fit the device's memory; going on with half of that. "
-                "max_num_batched_tokens= sets it",
-                largest,
-            )
-            self.ladder = smaller
-            self._run_all(tasks)
-
-    def _run_all(self, tasks: Sequence[str]) -> None:
-        zeros = partial(np.zeros, dtype=np.int32)
         for task in tasks:
-            for shape in self.ladder_of(task).shapes:
-                empty = self.program(task).inputs(shape.rows, shape, zeros)
-                for output in [replica.dispatch(task, shape, empty) for replica in self.replicas]:
-                    output.block_until_ready()
+            try:
+                self._run_all(task)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                logger.warning(
+                    "a batch of %d tokens does not fit the device's memory; going on with half of that. "
+                    "max_num_batched_tokens= sets it",
+                    max(shape.area for shape in self.ladder_of(task).shapes),
+                )
+                smaller = _halve(self.ladder_of(task), self.replicas[0].rows.multiple)
+                if task in self._ladders:
+                    self._ladders = {**self._ladders, task: smaller}
+                else:
+                    self.ladder = smaller
+                self._run_all(task)
+
+    def _run_all(self, task: str) -> None:
+        zeros = partial(np.zeros, dtype=np.int32)
+        for shape in self.ladder_of(task).shapes:
+            empty = self.program(task).inputs(shape.rows, shape, zeros)
+            for output in [replica.dispatch(task, shape, empty) for replica in self.replicas]:
+                output.block_until_ready()
 
     def check_open(self) -> None:
         """Raises RuntimeError once closed."""

@@ -293,3 +293,30 @@ def test_everybody_gets_the_own_answers(runner, scheduler):
     assert not wrong
     assert scheduler.queued_tokens == 0
     assert scheduler.waiting == 0
+
+
+def test_tasks_take_turns(runner, scheduler):
+    """A long line for one program does not keep another program waiting."""
+    large, large_outcome = work(sequences(2000))
+    scheduler.submit(large)
+    until(lambda: len(runner.batches) == 2)  # all that may be in flight
+    other, other_outcome = work(sequences(1, first=7), task=TOKEN_EMBED)
+    scheduler.submit(other)
+    for _ in range(4):
+        runner.run()
+    ((_, rows),) = other_outcome.get(timeout=SOON)
+    assert rows[0] == [7]
+    assert large_outcome.empty()
+
+
+def test_a_batch_that_cannot_be_planned_fails_alone(runner, scheduler):
+    wrong, outcome = work(sequences(1, length=9999))
+    scheduler.submit(wrong)
+    assert isinstance(outcome.get(timeout=SOON), RuntimeError)
+    right, outcome = work(sequences(1, first=6))
+    scheduler.submit(right)
+    runner.run()
+    ((_, rows),) = outcome.get(timeout=SOON)
+    assert rows == [6]
+    assert scheduler.alive
+    assert scheduler.queued_tokens == 0

@@ -45,7 +45,7 @@ STREET = [
     {"images.reading"},
     {"images.clip", "images.siglip", "images.qwen2_vl", "images.llava_next", "images.phi3_v"},
     {"images.fixed"},
-    {"placement", "images.processors"},
+    {"placement", "images.processors", "endings"},
     {"pooling_params", "pipeline", "loading"},
     {"program"},
     {"runner"},

@@ -28,6 +28,7 @@ class PictureFormat:
         mean, std: of each colour, of values in 0 … 1; the tower sees (value − mean) / std.
         settings: the processor's other settings.
         options: of them, those that the user of the instance set.
+        room: most tokens of a text that pictures stand in; None: as many as the model takes.
     """
 
     processor: str = ""
@@ -35,6 +36,7 @@ class PictureFormat:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    room: int | None = None
 
     def with_options(self, options: Mapping[str, Any]) -> PictureFormat:
         """The same with a user's own settings: vLLM's `mm_processor_kwargs` of an instance."""

@@ -23,6 +23,7 @@ from jaxpool.tokens import Tokenizer
 _NAMED = re.compile(r"<\|image_(\d+)\|>")
 _PROCESSOR = "Phi3VImageProcessor"
 # Of preprocessor_config.json, beside what `images.format` reads: what else is there has no say.
+MOST_TILES = 64
 _HARMLESS = ("auto_map", "do_convert_rgb", "num_img_tokens", "processor_class")
 _WHITE = (255, 255, 255)
 # Keys' cubic convolution with torch's parameter.
@@ -100,8 +101,8 @@ class HighDefinition:
 
 
 def _tiles(given: Any, file: str) -> int:
-    if not isinstance(given, int) or given < 1:
-        raise ValueError(f"{file}: `num_crops` is {given!r}, expected a positive integer")
+    if not isinstance(given, int) or not 1 <= given <= MOST_TILES:  # they are in memory before they are counted
+        raise ValueError(f"{file}: `num_crops` is {given!r}, expected 1 … {MOST_TILES}")
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Pictures:
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self._recipe, self._tokenizer = recipe, tokenizer
+        self._making = threading.Lock()
 
     @contextmanager
     def opened(self, prompts: Iterable[Shown]) -> Iterator[Mapping[Shown, Sequence[Picture]]]:
@@ -61,7 +63,7 @@ class Pictures:
         """
         reads: dict[Shown, list[Future[Picture]]] = {}
         try:
-            for prompt in prompts:
+            for prompt in dict.fromkeys(prompts):
                 if self._recipe.family.tower is None:
                     raise ValueError(f"{prompt.name}: this model reads texts only, and no pictures")
                 given = enumerate(prompt.pictures)
@@ -105,6 +107,7 @@ class Pictures:
                 )
             return list(pictures[0].sequences(owners, **how))
         ids, arrays = self.reader.place(self._ids(prompt, len(pictures), before, special_tokens), pictures)
+        limit = limit if options.limit is None else min(limit, options.limit)
         if len(ids) > limit:
             raise ValueError(
                 f"{prompt.name}: This model's maximum context length is {limit} tokens. However, your prompt contains "
@@ -113,11 +116,16 @@ class Pictures:
             )
         return [TokenSequence(ids, owners, arrays=arrays, pictures=tuple(pictures), **how)]
 
-    @cached_property
+    @property
     def reader(self) -> Reader:
         """The family's."""
+        with self._making:
+            return self._reader
+
+    @cached_property
+    def _reader(self) -> Reader:
         module = import_module(f"jaxpool.images.{self._recipe.family.name}")
-        return module.make_reader(self._recipe.config, self._recipe.pictures, self._tokenizer)
+        return module.make_reader(self._recipe.config, self._recipe.picture_format, self._tokenizer)
 
     def close(self) -> None:
         """Ends its threads."""

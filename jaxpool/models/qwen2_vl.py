@@ -289,7 +289,7 @@ def patches(config: Config, pictures: PictureFormat) -> Patches:
     squares = read_area(pictures.settings, "preprocessor_config.json").squares(config.vision.side)
     places = ArraySpec((2,), np.int32)
     pixels = vit.pixels(config.vision.patch_size)
-    return Patches(MERGED * min(squares, config.max_length), False, {PIXELS: pixels, PLACES: places})
+    return Patches(MERGED * min(squares, pictures.room or config.max_length), False, {PIXELS: pixels, PLACES: places})
 
 
 def text_arrays(config: Config, dtype: Any) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ DOWNLOADS = 32
 LONGEST = 200
 # All pictures of a request together, by the limit of one: they are in memory at the same time.
 TOGETHER = 8
+# … and of all requests that are worked on.
+EVERYONE = 32
 # What clients may say of sizes (`mm_processor_kwargs`), which have to be computed before they can turn out too large:
 # numbers of pixels have a picture's limit, edges that a picture is resized to and all others these.
 PIXELS = ("min_pixels", "max_pixels")
@@ -120,6 +123,7 @@ class Pictures:
 
     def __init__(self, allowed: Allowed) -> None:
         self.allowed = allowed
+        self._held = _Held(EVERYONE * allowed.pixels)
         self._limits = Limits(pixels=allowed.pixels, bytes=allowed.bytes)
         if allowed.hosts:
             self._fetching  # noqa: B018 - wrong hosts are told at the start
@@ -195,7 +199,29 @@ class Pictures:
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{link.name}: is {width}×{height} pixels, one edge more than {LONGEST} times the other")
         room.take(width * height, link.name)
+        self._held.hold(image)
         return image
+
+
+class _Held:
+    """The pixels of all pictures that are in memory at the moment: whoever forgets one makes room for others."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._now = most, 0
+        self._lock = threading.Lock()
+
+    def hold(self, image: Any) -> None:
+        """Counts a picture as long as it lives. Raises ApiError 429 where there is no room for it."""
+        pixels = image.width * image.height
+        with self._lock:
+            if self._now and self._now + pixels > self._most:
+                raise ApiError(429, "too many pictures are in work; try again", headers={"Retry-After": "1"})
+            self._now += pixels
+        weakref.finalize(image, self._release, pixels)
+
+    def _release(self, pixels: int) -> None:
+        with self._lock:
+            self._now -= pixels
 
 
 class _Room:

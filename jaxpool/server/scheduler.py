@@ -87,7 +87,8 @@ class Scheduler:
     def __init__(self, runner: Runner, observe: Callable[[float, int, int], Any] = lambda *_: None) -> None:
         self._runner, self._observe = runner, observe
         self._waiting: deque[Work] = deque()
-        self._back: list[Candidate] = []  # planned, but not yet run: first in line
+        self._back: dict[str, list[Candidate]] = {}  # by task: planned, but not yet run, so first in line
+        self._turns: dict[str, int] = {}  # when each task had its last
         self._changed = threading.Condition()
         # One batch more than run at once, so that no replica waits for the planner.
         self._slots = sum(replica.in_flight for replica in runner.replicas) + 1
@@ -122,7 +123,12 @@ class Scheduler:
     @property
     def _ready(self) -> bool:
         """Whether there is a place for a batch, and something to put into it."""
-        return self._running < self._slots and bool(self._waiting or self._back)
+        return self._running < self._slots and bool(self._waiting or any(self._back.values()))
+
+    @property
+    def _unfinished(self) -> list[Work]:
+        """Everybody of whom something has not begun, in line."""
+        return list(dict.fromkeys((*(work for back in self._back.values() for work, _ in back), *self._waiting)))
 
     def submit(self, work: Work) -> None:
         """Puts a request in line.
@@ -156,24 +162,25 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._closed or self._ready, BEAT)
                 self._beat()
                 if self._closed:
-                    for work in dict.fromkeys((*self._waiting, *(w for w, _ in self._back))):
+                    for work in self._unfinished:
                         work.end(RuntimeError("the server is shutting down"))
                     return
                 # Asked again: who was late has just been told.
                 candidates = self._pick() if self._ready else []
             if candidates:
-                self._start(candidates)
+                self._try(candidates)
 
     def _beat(self) -> None:
         now = self.beat = time.monotonic()
-        for work in dict.fromkeys((*self._waiting, *(work for work, _ in self._back))):
+        for work in self._unfinished:
             if work.begun is None and work.deadline is not None and now > work.deadline:
                 self._forget(work)
                 work.end(DeadlineError())
 
     def _forget(self, work: Work) -> None:
-        with_it = [c for c in self._back if c[0] is work]
-        self._back = [c for c in self._back if c[0] is not work]
+        back = self._back.get(work.task, [])
+        with_it = [c for c in back if c[0] is work]
+        self._back[work.task] = [c for c in back if c[0] is not work]
         self.queued_tokens -= sum(len(s.ids) for _, s in with_it)
         if work in self._waiting:
             self._waiting.remove(work)
@@ -182,16 +189,14 @@ class Scheduler:
 
     def _pick(self) -> list[Candidate]:
         """Who is first in line, and then the others of the same task in turns."""
-        picked, tokens = self._back, sum(len(s.ids) for _, s in self._back)
-        self._back = []
-        line = sorted(self._waiting, key=lambda work: work.priority)  # stable: by arrival, and by turn
-        task = picked[0][0].task if picked else line[0].task
+        task = self._next_task()
+        self._turns[task] = max(self._turns.values(), default=0) + 1
+        picked = self._back.pop(task, [])
+        tokens = sum(len(s.ids) for _, s in picked)
         full = max(shape.area for shape in self._runner.ladder_of(task).full.values())
         enough = lambda: tokens >= BATCHES_AHEAD * full or len(picked) >= CANDIDATES  # noqa: E731
-        others = [c for c in picked if c[0].task != task]
-        picked = [c for c in picked if c[0].task == task]
-        self._back = others
-        line = [work for work in line if work.task == task]
+        # Stable: by arrival, and by turn.
+        line = sorted((work for work in self._waiting if work.task == task), key=lambda work: work.priority)
         while line and not enough():
             for work in [work for work in line if work.priority == line[0].priority]:
                 turn = full // TURN
@@ -209,6 +214,27 @@ class Scheduler:
                 if enough():
                     break
         return picked
+
+    def _next_task(self) -> str:
+        """The task with the lowest priority's number; among equals the one whose last turn is longest ago."""
+        first: dict[str, int] = {}
+        for work in self._unfinished:
+            first[work.task] = min(work.priority, first.get(work.task, work.priority))
+        return min(first, key=lambda task: (first[task], self._turns.get(task, 0)))
+
+    def _try(self, candidates: list[Candidate]) -> None:
+        """Starts what it can. Whatever goes wrong is these requests' affair, and not the next ones'."""
+        try:
+            self._start(candidates)
+        except Exception:
+            logger.exception("a batch could not be planned")
+            with self._changed:
+                self.queued_tokens -= sum(len(s.ids) for _, s in candidates)
+                failed = list(dict.fromkeys(work for work, _ in candidates))
+                for work in failed:
+                    self._forget(work)
+            for work in failed:
+                work.end(RuntimeError("internal error: the server's log has more"))
 
     def _start(self, candidates: list[Candidate]) -> None:
         """Plans all candidates, runs the batches with the oldest, and keeps the others for the next time."""
@@ -231,7 +257,7 @@ class Scheduler:
             # Not those that were dropped meanwhile.
             kept = [candidates[i] for i in sorted(left) if not candidates[i][0]._ended]
             self.queued_tokens -= sum(len(s.ids) for _, s in candidates) - sum(len(s.ids) for _, s in kept)
-            self._back = kept + self._back
+            self._back[task] = kept + self._back.get(task, [])
 
     def _run(self, task: str, batch: Plan, candidates: list[Candidate], sequences: list[Sequence]) -> None:
         started = time.monotonic()

@@ -135,16 +135,22 @@ class Serving:
             return []
         loop = asyncio.get_running_loop()
         sequences = await loop.run_in_executor(self._tokenising, self._engine.read, call.requests, call.reading)
-        limits.check_queue(self._scheduler.queued_tokens, sum(len(s.ids) for s in sequences), self._rate)
+        found = tiles(sequences)
+        tokens = sum(len(s.ids) for s in (*sequences, *found))
+        limits.check_queue(self._scheduler.queued_tokens, tokens, self._rate)
         allowed = limits.timeout if timeout is None else timeout
         deadline = None if allowed is None else time.monotonic() + allowed
-        run = partial(self._run, priority=priority, deadline=deadline, gone=gone)
-        if found := tiles(sequences):
-            sequences = show(sequences, await run(IMAGE, found), self.recipe.config.image_token)
+        run = partial(self._run, priority=priority, gone=gone)
+        if found:
+            seen = await run(IMAGE, found, deadline=deadline)
+            place = partial(show, sequences, seen, self.recipe.config.image_token)
+            sequences = await loop.run_in_executor(self._tokenising, place)
+            deadline = None  # it has begun in time
+            del found, seen, place  # pixels
         programs: dict[str, list[Sequence]] = {}
         for sequence in sequences:
             programs.setdefault(program_for(call.task, sequence), []).append(sequence)
-        answers = await asyncio.gather(*(run(program, own) for program, own in programs.items()))
+        answers = await asyncio.gather(*(run(program, own, deadline=deadline) for program, own in programs.items()))
         return self._in_order(call, [answer for own in answers for answer in own])
 
     async def _run(
