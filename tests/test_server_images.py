@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import gc
 import io
 import json
 import threading
@@ -21,6 +22,7 @@ from jaxpool.image_chat_templates import STYLES, default_template, takes_parts
 from jaxpool.server import command, pictures
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.chat import Chat
+from jaxpool.server.errors import ApiError
 from jaxpool.server.limits import Limits
 from jaxpool.server.pictures import Allowed
 from jaxpool.server.protocol import TextBody
@@ -731,3 +733,20 @@ def test_templates():
     assert takes_parts(QWEN)
     for template in (CHAT, STRINGS, "{% for %}", "{{ messages[0].content.text }}", "{{ 1 / 0 }}", "constant"):
         assert not takes_parts(template)
+
+
+def test_the_pictures_of_all_requests_have_room_together():
+    held = pictures._Held(100)
+    first = Image.new("RGB", (8, 10))
+    held.hold(first)
+    second = Image.new("RGB", (5, 5))
+    with pytest.raises(ApiError) as refused:
+        held.hold(second)
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (429, "1")
+    del first  # answered
+    gc.collect()
+    held.hold(second)
+    large = Image.new("RGB", (50, 50))
+    del second, refused
+    gc.collect()
+    held.hold(large)  # alone it is no matter of others

@@ -19,7 +19,7 @@ from transformers import (
     SiglipModel,
 )
 
-from jaxpool import LLM, PoolerConfig
+from jaxpool import LLM, PoolerConfig, load
 from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
@@ -166,6 +166,20 @@ def test_a_whole_directory(checkpoint: SimpleNamespace) -> None:
             checkpoint.model.get_image_features(pixels).pooler_output,
         ]).numpy()  # fmt: skip
     np.testing.assert_allclose(vectors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_the_pure_function_pads_too(tmp_path: Path) -> None:
+    build(tmp_path)
+    model, texts = load(tmp_path), ["fox", "the lazy dog", "seven wizards box with jugs"]
+    with LLM(tmp_path) as llm:
+        wanted = llm.embed_array(texts)
+    np.testing.assert_allclose(model.apply(model.params, model.tokenize(texts)), wanted, atol=1e-6)
+
+
+def test_a_length_that_has_no_room_for_the_padding(tmp_path: Path) -> None:
+    build(tmp_path)
+    with pytest.raises(ValueError, match="max_model_len is 8, and all texts of this model have"):
+        LLM(tmp_path, max_model_len=8)
 
 
 def test_ids_are_padded_as_texts(tmp_path: Path) -> None:
