@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpool.log import logger, without_bars_warning
+from jaxpool.log import logger, without_complaints
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _cache_root() -> Path:
 def _snapshot(name: str, revision: str | None) -> Path | None:
     if not (_cache_root() / f"models--{name.replace('/', '--')}").is_dir():
         return None
-    with without_bars_warning():
+    with without_complaints():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -231,7 +231,7 @@ def _embedded(name: str, revision: str | None) -> Path | None:
 def _download(
     name: str, revision: str | None, token: str | None, found: str, allow: tuple[str, ...] | None = None
 ) -> Path:
-    with without_bars_warning():
+    with without_complaints():
         from huggingface_hub import HfApi, constants, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -19,11 +19,20 @@ def once(message: str, level: int = logging.WARNING) -> None:
 
 
 @contextmanager
-def without_bars_warning() -> Iterator[None]:
-    """Around imports that bring tqdm.auto, which complains in notebooks without widgets."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        yield
+def without_complaints() -> Iterator[None]:
+    """Around imports that complain of what is not needed: of widgets in notebooks (tqdm), of torch (transformers)."""
+    theirs = logging.getLogger("transformers")
+    theirs.addFilter(_is_no_advice)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            yield
+    finally:
+        theirs.removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("PyTorch was not found")
 
 
 def set_level(level: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxpool.images.format import PictureFormat
-from jaxpool.log import without_bars_warning
+from jaxpool.log import without_complaints
 
 Processor = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
@@ -31,7 +31,7 @@ def load_processor(pictures: PictureFormat, known: Collection[str]) -> Processor
     """
     if pictures.processor not in known:
         raise ValueError(f"image processor {pictures.processor!r} is not understood, expected one of {sorted(known)}")
-    with _importing, without_bars_warning():
+    with _importing, without_complaints():
         import transformers
 
         made = getattr(transformers, f"{pictures.processor}Pil")(
