@@ -166,7 +166,7 @@ def test_nulls_are_as_good_as_missing(tmp_path: Path) -> None:
 # The first module
 
 
-@pytest.mark.parametrize("kind", ["StaticEmbedding", "CLIPModel", "WordEmbeddings"])
+@pytest.mark.parametrize("kind", ["StaticEmbedding", "WordEmbeddings"])
 def test_a_first_module_that_is_no_transformer_is_named(tmp_path: Path, kind: str) -> None:
     directory = tiny_bert(tmp_path)
     entry = {"path": f"0_{kind}", "type": f"sentence_transformers.models.{kind}"}
