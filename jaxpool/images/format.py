@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -34,8 +33,8 @@ class PictureFormat:
     processor: str = ""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     room: int | None = None
 
     def with_options(self, options: Mapping[str, Any]) -> PictureFormat:
@@ -72,7 +71,7 @@ def read_format(directory: Path) -> PictureFormat:
     mean, std = (_colours(file, name, settings.pop(name, None)) for name in ("image_mean", "image_std"))
     if settings.pop("do_normalize", True) is False:
         mean, std = PictureFormat.mean, PictureFormat.std
-    return PictureFormat(processor, mean, std, MappingProxyType(settings))
+    return PictureFormat(processor, mean, std, settings)
 
 
 def _find(directory: Path) -> tuple[Path, Mapping[str, Any]]:

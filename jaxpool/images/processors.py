@@ -51,7 +51,9 @@ def load_processor(pictures: PictureFormat, known: Collection[str]) -> Processor
         except (ImportError, MemoryError, OSError, ValueError):
             raise
         except Exception as error:  # it looks at its settings late, and at some not at all
-            raise ValueError(f"{pictures.processor}: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"mm_processor_kwargs, or the checkpoint's own: {type(error).__name__}: {error}"
+            ) from error
         return made_of
 
     return process
