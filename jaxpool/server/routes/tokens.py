@@ -37,7 +37,7 @@ def tokenize(request: Request, body: TokenizeBody) -> Response:
     )
     prompt = prompts(request, serving, text_body)
     if isinstance(prompt, Shown):
-        raise ApiError(400, f"{prompt.name}: texts alone are tokenised here, and no pictures", param="messages")
+        raise ApiError(400, f"{prompt.names[0]}: texts alone are tokenised here, and no pictures", param="messages")
     text = parse_text(prompt, "prompt")
     special = tokenization(request, serving, text_body).get("add_special_tokens", True)
     (encoded,) = tokenizer.encode([text], 2**31 - 1, special_tokens=special)
