@@ -17,8 +17,11 @@ import numpy as np
 MIN_TOKENS = 16
 # Each shape is a program to compile for every task of an instance.
 MAX_SHAPES = 12
-# What a token costs in a small batch, of one in a full one (docs/performance.md).
-SMALL_COST = 1.25
+# Up to which lengths there are steps between the powers of two, where there is no room for all of them.
+HALVES = (256, 128)
+# What a token costs in a small batch, of one in a full one: measured on CPUs (docs/performance.md); a chip reads all
+# weights for each batch, however small.
+CPU_SMALL_COST, CHIP_SMALL_COST = 1.25, 2.0
 
 
 @dataclass(frozen=True, order=True)
@@ -56,11 +59,13 @@ class Ladder:
         full: token length -> the shape that batches of that row length normally have.
         small: token length -> the shape for what is left over, with as few rows as the mesh allows.
         packed: whether rows hold several sequences.
+        small_cost: what a token costs in a small batch, of one in a full one.
     """
 
     full: dict[int, Shape]
     small: dict[int, Shape]
     packed: bool
+    small_cost: float = CPU_SMALL_COST
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -87,6 +92,7 @@ def make_ladder(
     row_multiple: int = 1,
     packed_row: int = 128,
     lanes: int = MIN_TOKENS,
+    small_cost: float = CPU_SMALL_COST,
 ) -> Ladder:
     """The shapes for sequences of up to `max_length` tokens and batches of about `budget` tokens.
 
@@ -97,6 +103,7 @@ def make_ladder(
         row_multiple: rows are a multiple of this (the size of the mesh's data axis).
         packed_row: the shortest row that full packed batches have.
         lanes: the longest row is a multiple of this, where it is longer than four of them.
+        small_cost: as `Ladder` has it.
     """
 
     def shape(tokens: int, rows: int) -> Shape:
@@ -105,27 +112,28 @@ def make_ladder(
 
     if not packed:
         # Single sequences want steps between the powers of two, if that makes no more shapes than there may be.
-        lengths = _lengths(max_length, True, lanes)
+        lengths = _lengths(max_length, lanes, halves=max_length)
         if len(lengths) > MAX_SHAPES:
-            lengths = _lengths(max_length, False, lanes)[-MAX_SHAPES:]
+            lengths = _lengths(max_length, lanes)[-MAX_SHAPES:]
         full = {t: shape(t, budget // t) for t in lengths}
-        return Ladder(full, dict(full), packed)
-    lengths = _lengths(max_length, False, lanes)
+        return Ladder(full, dict(full), packed, small_cost)
+    lengths = _lengths(max_length, lanes)
     full = {t: shape(t, budget // t) for t in lengths if t >= min(packed_row, lengths[-1])}
-    # What is left over wants steps between the powers of two as well, where rows may have any length; and where that
-    # makes too many shapes, every second or third length only.
-    steps = [_lengths(max_length, True, lanes)] if lanes == MIN_TOKENS else []
+    # What is left over wants steps between the powers of two as well, where rows may have any length, and between short
+    # ones first; where that makes too many shapes, every second or third length only.
+    steps = [_lengths(max_length, lanes, halves=up_to) for up_to in (max_length, *HALVES)] if lanes == MIN_TOKENS else []
     steps += [lengths[::every] for every in range(1, len(lengths) + 1)]
-    ladders = (Ladder(full, {t: shape(t, 1) for t in {*own, lengths[-1]}}, packed) for own in steps)
-    return next((ladder for ladder in ladders if len(ladder.shapes) <= MAX_SHAPES), Ladder(full, dict(full), packed))
+    ladders = (Ladder(full, {t: shape(t, 1) for t in {*own, lengths[-1]}}, packed, small_cost) for own in steps)
+    only_full = Ladder(full, dict(full), packed, small_cost)
+    return next((ladder for ladder in ladders if len(ladder.shapes) <= MAX_SHAPES), only_full)
 
 
-def _lengths(max_length: int, halves: bool, lanes: int) -> list[int]:
-    """Row lengths: powers of two, with `halves` those half-way between, up to `max_length` rounded up."""
+def _lengths(max_length: int, lanes: int, halves: int = 0) -> list[int]:
+    """Row lengths: powers of two up to `max_length` rounded up, and below `halves` those half-way between."""
     lengths = [MIN_TOKENS]
     while lengths[-1] < max_length:
         step = lengths[-1]
-        between = [step + step // 2] if halves and step >= 2 * MIN_TOKENS and step + step // 2 < max_length else []
+        between = [step + step // 2] if step >= 2 * MIN_TOKENS and step + step // 2 < halves else []
         lengths += [*between, 2 * step]
     multiple = lanes if max_length > 4 * lanes else MIN_TOKENS
     lengths[-1] = max(MIN_TOKENS, -(-max_length // multiple) * multiple)
@@ -196,7 +204,7 @@ def _leftover(rows: list[list[int]], shape: Shape, lengths: Sequence[int], ladde
     used = [ladder.small[ladder.row_length(sum(lengths[i] for i in row), small)] for row in rows]
     step = used[0].rows
     batches = [(max(used[i : i + step]), rows[i : i + step]) for i in range(0, len(rows), step)]
-    if len(batches) > 1 and 2 * sum(s.area for s, _ in batches) > shape.area:
+    if len(batches) > 1 and ladder.small_cost * sum(s.area for s, _ in batches) > shape.area:
         return [_plan(shape, rows)]
     return [_plan(s if s.places >= max(map(len, r)) else shape, r) for s, r in batches]
 
@@ -236,7 +244,7 @@ def _makespan(plans: Sequence[Plan], ladder: Ladder, streams: int) -> float:
     ends = [0.0] * streams
     for p in plans:
         full = p.shape == ladder.full.get(p.shape.tokens)
-        ends[ends.index(min(ends))] += p.shape.area * (1.0 if full else SMALL_COST)
+        ends[ends.index(min(ends))] += p.shape.area * (1.0 if full else ladder.small_cost)
     return max(ends)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxpool.attention import blocked
-from jaxpool.batching import MIN_TOKENS, Ladder, Shape, make_ladder
+from jaxpool.batching import CHIP_SMALL_COST, CPU_SMALL_COST, MIN_TOKENS, Ladder, Shape, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import ParamSpec, count
 from jaxpool.program import device_specs, param_specs
@@ -31,6 +31,8 @@ RESIDUALS = 3
 GATHERED_LAYERS = 2
 # Attention kernels take rows of a multiple of this.
 CHIP_LANES = 128
+# The shortest row that several texts share: in a longer one short texts pay for more scores (docs/performance.md).
+CPU_ROW = 64
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,7 @@ def choose_ladder(
     shards = mesh.shape[DATA]
     device = own_device(mesh)
     tokens = budget or token_budget(recipe, dtype, device, mesh, fsdp=fsdp) * shards
-    lanes = MIN_TOKENS if device.platform == "cpu" else CHIP_LANES
-    return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, lanes=lanes)
+    return make_ladder(recipe.max_length, tokens, packed=packed, row_multiple=shards, **shaping(device.platform))
 
 
 def tower_ladder(recipe: Recipe, mesh: Mesh, *, budget: int | None = None, packed: bool = True) -> Ladder | None:
@@ -187,5 +188,11 @@ def tower_ladder(recipe: Recipe, mesh: Mesh, *, budget: int | None = None, packe
         rows = max(shards, area // patches.length // shards * shards)
         full, small = (Shape(patches.length, count, 1) for count in (rows, shards if packed else rows))
         return Ladder({patches.length: full}, {patches.length: small}, packed=False)
-    lanes = MIN_TOKENS if platform == "cpu" else CHIP_LANES
-    return make_ladder(patches.length, area, packed=packed, row_multiple=shards, lanes=lanes)
+    return make_ladder(patches.length, area, packed=packed, row_multiple=shards, **shaping(platform))
+
+
+def shaping(platform: str) -> dict[str, Any]:
+    """What a kind of device asks of a ladder: arguments of `make_ladder`."""
+    if platform == "cpu":
+        return {"lanes": MIN_TOKENS, "packed_row": CPU_ROW, "small_cost": CPU_SMALL_COST}
+    return {"lanes": CHIP_LANES, "packed_row": CHIP_LANES, "small_cost": CHIP_SMALL_COST}

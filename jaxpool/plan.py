@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from jaxpool import ahead
 from jaxpool.batching import Shape, make_ladder
-from jaxpool.memory import CHIP_BUDGET, CHIP_LANES, MemoryPlan, largest_shape, mebibytes, memory_plan
+from jaxpool.memory import CHIP_BUDGET, MemoryPlan, largest_shape, mebibytes, memory_plan, shaping
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA, MODEL
 from jaxpool.slices import Slice
@@ -177,7 +177,7 @@ def _layout(recipe: Recipe, dtype: Any, where: Slice, model: int, fsdp: bool) ->
     data = where.devices // model
     mesh, tokens, plan = AbstractMesh((data, model), (DATA, MODEL)), CHIP_BUDGET, None
     while tokens >= LEAST_BUDGET:
-        ladder = make_ladder(recipe.max_length, tokens * data, row_multiple=data, lanes=CHIP_LANES)
+        ladder = make_ladder(recipe.max_length, tokens * data, row_multiple=data, **shaping(where.chip.platform))
         try:
             plan = memory_plan(recipe, dtype, ladder, mesh, fsdp=fsdp, platform=where.chip.platform)
         except ValueError as error:

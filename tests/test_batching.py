@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpool.batching import Shape, balance, make_ladder, plan
+from jaxpool.memory import shaping
 
 
 def check(plans, lengths, ladder, missing=()):
@@ -57,6 +58,19 @@ def test_balanced_plans_hold_the_same(ladder, streams, data):
         assert balanced == plans
 
 
+def test_what_is_left_over_goes_out_in_small_batches_where_they_cost_less():
+    rows = lambda cost: [p.shape.rows for p in plan([128] * 3, make_ladder(256, 512, small_cost=cost))[0]]  # noqa: E731
+    assert rows(1.25) == [1, 1, 1]  # 3 · 128 · 1.25 tokens are fewer than 512
+    assert rows(2.0) == [4]
+
+
+def test_devices_have_rows_of_their_own():
+    lengths = [8] * 64
+    cpu, chip = (plan(lengths, make_ladder(256, 512, **shaping(kind)))[0] for kind in ("cpu", "tpu"))
+    assert [p.shape for p in cpu] == [Shape(tokens=64, rows=8, places=16)]
+    assert [p.shape for p in chip] == [Shape(tokens=128, rows=4, places=32)]
+
+
 def test_the_last_batch_is_shared_out():
     ladder = make_ladder(256, 512)
     lengths = [128] * 12  # three batches of four rows, for two streams
@@ -81,8 +95,9 @@ def test_what_may_wait_is_held_back_whole(ladder, data):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("max_length", [20, 128, 512, 8192, 40_960])
 @pytest.mark.parametrize("budget", [512, 16_384])
-def test_the_ladder_is_short(packed, max_length, budget):
-    ladder = make_ladder(max_length, budget, packed=packed)
+@pytest.mark.parametrize("kind", ["cpu", "tpu"])
+def test_the_ladder_is_short(packed, max_length, budget, kind):
+    ladder = make_ladder(max_length, budget, packed=packed, **shaping(kind))
     assert len(ladder.shapes) <= 12
     assert max(ladder.full) >= max_length
     assert max(ladder.small) >= max_length

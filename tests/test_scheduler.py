@@ -135,12 +135,12 @@ def test_waiting_requests_fill_one_batch(runner, scheduler):
     until(lambda: len(runner.batches) == 1)
     scheduler.submit(work(sequences(1))[0])
     until(lambda: len(runner.batches) == 2)
-    for number in range(20):  # both places are taken
+    for number in range(28):  # both places are taken
         scheduler.submit(work(sequences(1, first=number))[0])
     assert len(runner.batches) == 2
     runner.run()
     until(lambda: len(runner.batches) == 3)
-    assert len(runner.batches[2]) == 20
+    assert len(runner.batches[2]) == 28
 
 
 def test_priorities(runner, scheduler):
