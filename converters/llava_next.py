@@ -4,22 +4,13 @@ transformers wrote the text model whole up to 4.51 ("language_model.model.…"),
 ("model.language_model.…"); and since 5 the tower without the "vision_model" that was round it.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 from jaxpool.converters import clip, llama
-from jaxpool.converters.rules import Rule, Table, linear, skip
-
-
-def _inside(path: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The rules of a model within the model."""
-    return tuple(replace(rule, source=f"{path}.{rule.source}") for rule in rules)
-
+from jaxpool.converters.rules import Rule, Table, inside, linear, skip
 
 TABLE = Table(
     rules=(
-        *_inside("language_model.model", llama.TABLE.rules),
-        *_inside("language_model", llama.TABLE.rules),
+        *inside("language_model.model", llama.TABLE.rules),
+        *inside("language_model", llama.TABLE.rules),
         *clip.tower("vision_tower.vision_model", "vision"),
         *clip.tower("vision_tower", "vision"),
         *linear("multi_modal_projector.linear_1", "projector/up"),

@@ -4,11 +4,8 @@ The published checkpoints have "model.…" and "visual.…"; transformers has wr
 "model.visual.…" since 4.52, and without "model." where a model was saved without its head.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 from jaxpool.converters import llama
-from jaxpool.converters.rules import Rule, Table, Transform, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, Transform, inside, layer_norm, linear, skip
 
 _BLOCK = "blocks.{layer}"
 _TOWER = (
@@ -27,18 +24,13 @@ _TOWER = (
 )
 
 
-def _inside(path: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The rules of a model within the model."""
-    return tuple(replace(rule, source=f"{path}.{rule.source}") for rule in rules)
-
-
 TABLE = Table(
     rules=(
-        *_inside("model", llama.TABLE.rules),
-        *_inside("model.language_model", llama.TABLE.rules),
-        *_inside("language_model", llama.TABLE.rules),
-        *_inside("visual", _TOWER),
-        *_inside("model.visual", _TOWER),
+        *inside("model", llama.TABLE.rules),
+        *inside("model.language_model", llama.TABLE.rules),
+        *inside("language_model", llama.TABLE.rules),
+        *inside("visual", _TOWER),
+        *inside("model.visual", _TOWER),
         skip("lm_head.weight"),
     ),
 )

@@ -173,6 +173,11 @@ def skip(source: str) -> Rule:
     return Rule(source, None)
 
 
+def inside(path: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules of a model within the model."""
+    return tuple(replace(rule, source=f"{path}.{rule.source}") for rule in rules)
+
+
 def linear(
     source: str, target: str, kernel: str = "f d -> d f", bias: str = "", *, optional: bool = False
 ) -> list[Rule]:

@@ -36,7 +36,7 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
 SIZE, PATCH, LENGTH = 32, 8, 8
-STEPS, VARIANTS, RATE, SHARPNESS = 600, 24, 2e-3, 15
+STEPS, VARIANTS, RATE, SHARPNESS = 900, 24, 1.5e-3, 25
 CONFIG = {
     "architectures": ["CLIPModel"],
     "model_type": "clip",

@@ -121,7 +121,8 @@ def make_ladder(
     full = {t: shape(t, budget // t) for t in lengths if t >= min(packed_row, lengths[-1])}
     # What is left over wants steps between the powers of two as well, where rows may have any length, and between short
     # ones first; where that makes too many shapes, every second or third length only.
-    steps = [_lengths(max_length, lanes, halves=up_to) for up_to in (max_length, *HALVES)] if lanes == MIN_TOKENS else []
+    between = (max_length, *HALVES) if lanes == MIN_TOKENS else ()
+    steps = [_lengths(max_length, lanes, halves=up_to) for up_to in between]
     steps += [lengths[::every] for every in range(1, len(lengths) + 1)]
     ladders = (Ladder(full, {t: shape(t, 1) for t in {*own, lengths[-1]}}, packed, small_cost) for own in steps)
     only_full = Ladder(full, dict(full), packed, small_cost)

@@ -59,8 +59,7 @@ STREET = [
     {"tokenizer_files", "post_processing"},
     {"sentencepiece_model"},
     {"models"},
-    {"models.phi3_v"},
-    {"models.internlm2", "models.qwen2_vl", "models.llava_next"},
+    {"models.internlm2", "models.qwen2_vl", "models.llava_next", "models.phi3_v"},
     {
         "models.clip",
         "models.siglip",

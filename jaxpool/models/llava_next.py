@@ -164,7 +164,7 @@ def param_specs(config: Config) -> Tree:
 
 def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
     """A text's rows [R, P, D]: the end of a line, then the patches'; captures as `clip.see`."""
-    tower = params["vision"] | {"layers": first_layers(params["vision"]["layers"], max(config.seen_layers))}
+    tower = params["vision"] | {"layers": vit.first_layers(params["vision"]["layers"], max(config.seen_layers))}
     several = () if len(config.seen_layers) == 1 else ("embeddings", "layer")
     seen = clip.see(tower, batch, config.vision, capture=tuple({*capture, *several}))
     x = seen.hidden
@@ -177,13 +177,6 @@ def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[st
         rows = dense(params["projector"]["down"], inner)
         rows = jnp.where((batch.ids == 0)[..., None], params["newline"]["embedding"].astype(jnp.float32), rows)
     return Output(rows.astype(x.dtype), {name: seen.captured[name] for name in capture})
-
-
-def first_layers(layers: Tree, count: int) -> Tree:
-    """Those of a stack, or of a dict of "0" … "L-1", that a tower runs where its last ones are not looked at."""
-    if "0" in layers:
-        return {str(i): layers[str(i)] for i in range(count)}
-    return jax.tree.map(lambda leaf: leaf[:count], layers)
 
 
 def patches(config: Config, pictures: PictureFormat) -> Patches:

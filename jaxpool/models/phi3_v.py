@@ -21,7 +21,6 @@ from jaxpool.layers import ACTIVATIONS, Array, Layer, dense, keep
 from jaxpool.models import clip, pre_norm, vit
 from jaxpool.models.family import Family, Output, Patches, Tower
 from jaxpool.models.hf_config import OBJECT, ConfigError, HFConfig
-from jaxpool.models.llava_next import first_layers
 from jaxpool.params import ParamSpec, Tree, linear
 from jaxpool.rotary import Rotary
 
@@ -202,7 +201,7 @@ def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[st
         batch: `ids` number the places: the patches, square by square; 0 for the class token behind them; -1 for places
             that fill up the rows and that nobody sees.
     """
-    tower = params["vision"] | {"layers": first_layers(params["vision"]["layers"], config.seen_layer)}
+    tower = params["vision"] | {"layers": vit.first_layers(params["vision"]["layers"], config.seen_layer)}
     # Blank places lie behind the others: a kernel may go by segments as well as by lengths.
     segments, lengths = jnp.where(batch.ids < 0, 0, batch.segments), jnp.maximum(batch.lengths - BLANKS, 0)
     seen = clip.see(tower, replace(batch, segments=segments, lengths=lengths), config.vision, capture=capture)

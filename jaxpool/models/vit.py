@@ -141,6 +141,13 @@ def blocks(
     return apply_layers((block,), layers, x)
 
 
+def first_layers(layers: Tree, count: int) -> Tree:
+    """Those of a stack, or of a dict of "0" … "L-1", that a tower runs where its last ones are not looked at."""
+    if "0" in layers:
+        return {str(i): layers[str(i)] for i in range(count)}
+    return jax.tree.map(lambda leaf: leaf[:count], layers)
+
+
 def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
     """Queries, keys and values [R, T, N, H]."""
     if "qkv" in p:
