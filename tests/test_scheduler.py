@@ -131,16 +131,20 @@ def test_small_requests_do_not_wait_for_a_large_one(runner, scheduler):
 
 
 def test_waiting_requests_fill_one_batch(runner, scheduler):
+    """An idle device begins at once; beside a batch that runs, only one that is full begins."""
     scheduler.submit(work(sequences(1))[0])
     until(lambda: len(runner.batches) == 1)
-    scheduler.submit(work(sequences(1))[0])
-    until(lambda: len(runner.batches) == 2)
-    for number in range(28):  # both places are taken
+    for number in range(28):
         scheduler.submit(work(sequences(1, first=number))[0])
-    assert len(runner.batches) == 2
+    time.sleep(0.1)
+    assert len(runner.batches) == 1
     runner.run()
+    until(lambda: len(runner.batches) == 2)
+    assert len(runner.batches[1]) == 28
+    scheduler.submit(work(sequences(32))[0])  # as many tokens as a batch has
     until(lambda: len(runner.batches) == 3)
-    assert len(runner.batches[2]) == 28
+    assert len(runner.batches[2]) == 32
+    assert runner.submitted.qsize() == 2
 
 
 def test_priorities(runner, scheduler):

@@ -137,7 +137,7 @@ def test_who_has_gone_is_dropped(llm, monkeypatch):
         gate = Held(serving, monkeypatch)
         call = serving.calls.encode([f"{i}" for i in range(2000)])
         gone = asyncio.get_running_loop().create_future()
-        asked = asyncio.create_task(serving.answer(call, gone=gone))
+        asked = asyncio.create_task(serving.answer(lambda: call, gone=gone))
         await held(gate)
         gone.set_result(None)
         with pytest.raises(Exception, match="the client has gone"):

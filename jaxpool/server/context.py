@@ -88,11 +88,10 @@ async def compute(
         ApiError: as `Serving.answer`.
         ValueError: as `make`.
     """
-    call = await serving.prepare(make)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         timeout = _timeout(request, serving)
-        answers = await serving.answer(call, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs)
+        answers = await serving.answer(make, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs)
     finally:
         gone.cancel()
         with suppress(asyncio.CancelledError):

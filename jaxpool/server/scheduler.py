@@ -122,8 +122,16 @@ class Scheduler:
 
     @property
     def _ready(self) -> bool:
-        """Whether there is a place for a batch, and something to put into it."""
-        return self._running < self._slots and bool(self._waiting or any(self._back.values()))
+        """Whether there is a place for a batch, and something to put into it that is worth it."""
+        there = bool(self._waiting or any(self._back.values()))
+        return there and self._running < self._slots and self._worth(self.queued_tokens)
+
+    def _worth(self, tokens: int) -> bool:
+        """Whether so many tokens that wait are a reason for a batch: any are if none runs, else as many as fill one.
+
+        Every batch reads all weights, so what comes while one runs had better share the next (docs/performance.md).
+        """
+        return self._running == 0 or tokens >= max(shape.area for shape in self._runner.ladder.full.values())
 
     @property
     def _unfinished(self) -> list[Work]:
@@ -245,7 +253,8 @@ class Scheduler:
         sequences = [sequence for _, sequence in candidates]
         for place, batch in enumerate(sorted(plans, key=lambda plan: min(plan.numbers))):
             with self._changed:
-                if place and self._running >= self._slots:
+                waiting = sum(len(sequences[i].ids) for i in left)
+                if place and (self._running >= self._slots or not self._worth(waiting)):
                     break
                 self._running += 1
             left.difference_update(batch.numbers)

@@ -102,13 +102,9 @@ class Serving:
             return "no sign of life from the device"
         return None
 
-    async def prepare(self, make: Callable[[], Call]) -> Call:
-        """A call, made in another thread: templates and long lists take their time. Errors as `make`."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, make)
-
     async def answer(
         self,
-        call: Call,
+        make: Callable[[], Call],
         *,
         priority: int = 0,
         timeout: float | None = None,
@@ -118,7 +114,7 @@ class Serving:
         """The answers to a call's requests, in order.
 
         Args:
-            call: what to compute.
+            make: the call, made in another thread: templates and long lists take their time.
             priority: lower ones first.
             timeout: seconds within which it has to begin; None: the server's own.
             gone: done when nobody waits for the answer any more.
@@ -126,15 +122,12 @@ class Serving:
 
         Raises:
             ApiError: 413 too many texts, 429 the queue is full, 503 the device failed, 504 too late, 499 `gone`.
-            ValueError: as `Reader.read`.
+            ValueError: as `make` and `Reader.read`.
         """
-        limits = self.limits
-        limits.check_texts(len(call.requests) if inputs is None else inputs)
-        limits.check_queue(self._scheduler.queued_tokens, 0, self._rate)
-        if not call.requests:
+        limits, loop = self.limits, asyncio.get_running_loop()
+        call, sequences = await loop.run_in_executor(self._tokenising, self._read, make, inputs)
+        if not sequences:
             return []
-        loop = asyncio.get_running_loop()
-        sequences = await loop.run_in_executor(self._tokenising, self._engine.read, call.requests, call.reading)
         found = tiles(sequences)
         tokens = sum(len(s.ids) for s in (*sequences, *found))
         limits.check_queue(self._scheduler.queued_tokens, tokens, self._rate)
@@ -152,6 +145,13 @@ class Serving:
             programs.setdefault(program_for(call.task, sequence), []).append(sequence)
         answers = await asyncio.gather(*(run(program, own, deadline=deadline) for program, own in programs.items()))
         return self._in_order(call, [answer for own in answers for answer in own])
+
+    def _read(self, make: Callable[[], Call], inputs: int | None) -> tuple[Call, list[Sequence]]:
+        """A call and its sequences, unless there is no room for them. Errors as `answer`."""
+        call = make()
+        self.limits.check_texts(len(call.requests) if inputs is None else inputs)
+        self.limits.check_queue(self._scheduler.queued_tokens, 0, self._rate)
+        return call, self._engine.read(call.requests, call.reading) if call.requests else []
 
     async def _run(
         self,
