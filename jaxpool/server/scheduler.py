@@ -76,7 +76,8 @@ Candidate = tuple[Work, Sequence]
 class Scheduler:
     """A thread that keeps a runner busy. Safe to use from several threads.
 
-    A batch is planned when a replica can take one, from what waits at that moment, so nothing is held back by a clock.
+    A batch is planned when a replica can take one, from what waits at that moment, so nothing is held back by a clock;
+    beside one that runs, only if there is enough for a full one.
     The oldest sequence of the first in line is always in the batch; requests take turns behind it.
 
     Args:
@@ -131,7 +132,8 @@ class Scheduler:
 
         Every batch reads all weights, so what comes while one runs had better share the next (docs/performance.md).
         """
-        return self._running == 0 or tokens >= max(shape.area for shape in self._runner.ladder.full.values())
+        # Of a ladder's full shapes those for long texts are larger than the budget of a batch.
+        return self._running == 0 or tokens >= min(shape.area for shape in self._runner.ladder.full.values())
 
     @property
     def _unfinished(self) -> list[Work]:
