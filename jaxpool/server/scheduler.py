@@ -255,8 +255,8 @@ class Scheduler:
         sequences = [sequence for _, sequence in candidates]
         for place, batch in enumerate(sorted(plans, key=lambda plan: min(plan.numbers))):
             with self._changed:
-                waiting = sum(len(sequences[i].ids) for i in left)
-                if place and (self._running >= self._slots or not self._worth(waiting)):
+                full = self._running >= self._slots
+                if place and (full or not self._worth(sum(len(sequences[i].ids) for i in left))):
                     break
                 self._running += 1
             left.difference_update(batch.numbers)
