@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpool.equations import in_kernel_order
 from jaxpool.params import Tree
 from jaxpool.quantization import QuantArray
 from jaxpool.sharding import constrain
@@ -33,7 +34,11 @@ def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) ->
     dtype = jnp.dtype(dtype or y.dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return jnp.einsum(
-        equation, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32, precision=precision
+        in_kernel_order(equation),
+        x.astype(dtype),
+        y.astype(dtype),
+        preferred_element_type=jnp.float32,
+        precision=precision,
     )
 
 

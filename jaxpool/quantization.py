@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpool.equations import in_kernel_order
 from jaxpool.params import ParamSpec, Tree, map_leaves
 
 Array = jax.Array
@@ -64,7 +65,8 @@ class QuantArray:
         largest = jnp.abs(x).max(tuple(range(-summed, 0)), keepdims=True)
         step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / LARGEST
         rounded = jnp.round(x / step).astype(jnp.int8)
-        y = jnp.einsum(equation, rounded, self.values, preferred_element_type=jnp.int32).astype(jnp.float32)
+        y = jnp.einsum(in_kernel_order(equation), rounded, self.values, preferred_element_type=jnp.int32)
+        y = y.astype(jnp.float32)
         return y * step.reshape(*step.shape[:-summed], *(1,) * (len(kernel) - summed)) * self.scale
 
 

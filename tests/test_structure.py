@@ -75,7 +75,7 @@ STREET = [
     {"models.post_norm", "models.pre_norm", "models.classification", "models.vit"},
     {"models.family", "attention", "rotary", "lora"},
     {"images.format"},
-    {"attention.blocked"},
+    {"attention.blocked", "attention.native"},
     {"attention.plain", "attention.splash", "attention.cudnn"},
     {"attention.mask"},
     {"heads", "poolers", "models.hf_config"},
@@ -101,6 +101,7 @@ STREET = [
     {"image_chat_templates"},
     {
         "params",
+        "equations",
         "converters",
         "activations",
         "activation_flags",
