@@ -14,31 +14,36 @@ T = TypeVar("T")
 
 # Of all cores' time, at most, may be other processes'.
 SHARE = 0.08
-# Rounds that are taken again before one is kept as it is.
-TRIES = 20
+# Seconds after which a figure is kept as it is, however busy the machine.
+PATIENCE = 600
 
 
 def undisturbed(group: int, measure: Callable[[], T], say: Callable[[str], None]) -> T:
     """`measure()` while only a process group runs: waits for that, and measures again where it did not last.
+
+    A machine that never falls quiet gets its figure too, after `PATIENCE`, and a line that says so.
 
     Args:
         group: the processes that are measured; all others of the comparison are stopped.
         measure: what takes the figure.
         say: takes a line about a round that is repeated.
     """
-    for _ in range(TRIES):
-        _wait()
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        _wait(deadline)
         start, others = time.monotonic(), _busy() - _of(group)
         result = measure()
         share = (_busy() - _of(group) - others) / (time.monotonic() - start) / cores()
         if share <= SHARE:
             return result
-        say(f"others took {share:.0%} of the cores: once more")
-    return result
+        over = time.monotonic() >= deadline
+        say(f"others took {share:.0%} of the cores: {'kept all the same' if over else 'once more'}")
+        if over:
+            return result
 
 
-def _wait() -> None:
-    while True:
+def _wait(deadline: float) -> None:
+    while time.monotonic() < deadline:
         before = _busy()
         time.sleep(1)
         if _busy() - before <= SHARE * cores():

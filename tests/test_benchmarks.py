@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks import gpu_device, gpu_models, gpu_tables, random_requests, stream
+from benchmarks import gpu_device, gpu_models, gpu_tables, quiet, random_requests, stream
 from benchmarks.compilations import Compilations
 from benchmarks.gpu_texts import texts
 from jaxpool import LLM
@@ -188,3 +188,13 @@ def test_smoke_without_torch(tmp_path):
     assert "- tiny, torch bf16: ended with 1: ModuleNotFoundError" in printed
     assert "- tiny: cosines are to jaxpool fp32" in printed
     assert "- no MFU: the peak of cpu is not known here" in printed
+
+
+def test_a_figure_is_taken_where_the_machine_is_never_quiet(monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(quiet, "_busy", lambda: 1e3 * next(ticks))  # others take all cores, always
+    monkeypatch.setattr(quiet, "_of", lambda group: 0.0)
+    monkeypatch.setattr(quiet, "PATIENCE", 1.5)
+    said = []
+    assert quiet.undisturbed(1, lambda: "a figure", said.append) == "a figure"
+    assert said[-1].endswith("kept all the same")
