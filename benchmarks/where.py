@@ -25,6 +25,7 @@ ROUNDS, TRACED = 9, 3
 
 # What an operation is, by what stands in it (all of a row's patterns): the first row that is found counts.
 KINDS: Mapping[str, tuple[str, ...]] = {
+    "attention": (r"jaxpool_attention",),
     "softmax and its product": (r"exponential\(", r"dot\("),
     "scores": (r"dot\([^)]*\), lhs_batch_dims=\{\d",),
     "products with weights": (r"dot\(",),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from jaxpool import sharding
-from jaxpool.attention import blocked, cudnn, plain, splash
+from jaxpool.attention import blocked, cudnn, native, plain, splash
 from jaxpool.attention.mask import AttentionMask, Options
 from jaxpool.log import once
 
@@ -43,6 +43,7 @@ class Backend(NamedTuple):
 BACKENDS: Mapping[str, Backend] = {
     "splash": Backend(splash.attend, splash.unsupported, "tpu"),
     "cudnn": Backend(cudnn.attend, cudnn.unsupported, "gpu"),
+    "native": Backend(native.attend, native.unsupported, "cpu"),
     "blocked": Backend(blocked.attend, blocked.unsupported),
     "einsum": Backend(plain.attend, plain.unsupported),
 }

@@ -1,0 +1,9 @@
+#include <cstdint>
+#include <cstring>
+
+#pragma GCC target("avx2,fma")
+#define WIDTH 8
+#define QUERIES 6  // twelve sums, two operands and a query's number: fifteen of sixteen registers
+#include "float_tiles.h"
+
+void jaxpool::avx2(const Attention& call, int64_t row, int64_t kv_head) { attend_in_float32(call, row, kv_head); }

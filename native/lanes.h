@@ -1,0 +1,134 @@
+// A vector register as `WIDTH` lanes of 32 bits, in the vector types of GCC. Each instruction set's file defines WIDTH
+// and includes this; all is in an unnamed namespace, since the linker must not take one set's code for another's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "attention.h"
+
+namespace {
+
+constexpr int W = WIDTH;
+
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+
+// The bits of a bfloat16.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
+
+template <class To, class From>
+inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// A vector anywhere in memory: one instruction, where memcpy would move it in pieces.
+template <class Vector>
+struct Anywhere {
+  typedef Vector Unaligned __attribute__((aligned(2), may_alias));
+};
+
+template <class Vector>
+inline Vector load(const void* from) {
+  return *static_cast<const typename Anywhere<Vector>::Unaligned*>(from);
+}
+
+template <class Vector>
+inline void store(void* to, Vector from) {
+  *static_cast<typename Anywhere<Vector>::Unaligned*>(to) = from;
+}
+
+// A vector of which the first `bytes` are there; the rest is zero.
+template <class Vector>
+inline Vector load_part(const void* from, int64_t bytes) {
+  if (bytes >= int64_t{sizeof(Vector)}) return load<Vector>(from);
+  Vector there = {};
+  if (bytes > 0) memcpy(&there, from, bytes);
+  return there;
+}
+
+inline Floats as_floats(const float* from, int64_t count) { return load_part<Floats>(from, count * sizeof(float)); }
+
+inline Floats as_floats(const BFloat16* from, int64_t count) {
+  return bits<Floats>(__builtin_convertvector(load_part<Halves>(from, count * sizeof(BFloat16)), Ints) << 16);
+}
+
+// One of the steps of a transposition: swaps the off-diagonal blocks of `Step` lanes of every pair of rows.
+template <int Step>
+inline void exchange(Floats* rows) {
+  Ints near, far;
+  for (int lane = 0; lane < W; ++lane) {
+    near[lane] = lane & Step ? W + lane - Step : lane;
+    far[lane] = lane & Step ? W + lane : lane + Step;
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < W; ++row) {
+    if (row & Step) continue;
+    const Floats a = rows[row], b = rows[row + Step];
+    rows[row] = __builtin_shuffle(a, b, near);
+    rows[row + Step] = __builtin_shuffle(a, b, far);
+  }
+  if constexpr (Step > 1) exchange<Step / 2>(rows);
+}
+
+// Transposes W × W elements of 32 bits.
+inline void transpose(Floats* rows) { exchange<W / 2>(rows); }
+
+// 2^x for x ≤ 0 by `Terms` terms of Taylor's series, which are within 3e-7 of the result for 7 and within 6e-5 for 5;
+// exactly 0 below -126, NaN for NaN.
+template <int Terms>
+inline Floats exp2(Floats x) {
+  constexpr float kPowers[] = {1,
+                               0x1.62e430p-1f,
+                               0x1.ebfbep-3f,
+                               0x1.c6b08ep-5f,  // log(2)^n / n!
+                               0x1.3b2ab6p-7f,
+                               0x1.5d8780p-10f,
+                               0x1.430910p-13f};
+  constexpr float kRounding = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
+  const Floats shifted = x + kRounding;
+  const Floats rest = x - (shifted - kRounding);  // from -0.5 to 0.5
+  Floats y = rest * kPowers[Terms - 1] + kPowers[Terms - 2];
+#pragma GCC unroll 8
+  for (int term = Terms - 3; term >= 0; --term) y = y * rest + kPowers[term];
+  const Floats power = bits<Floats>((bits<Ints>(shifted) << 23) + (127 << 23));
+  return x < -126.0f ? Floats{} : y * power;
+}
+
+// Lanes in another order: each changes places with the one `Step` away.
+template <int Step>
+inline Floats swapped(Floats x) {
+  Ints from;
+  for (int lane = 0; lane < W; ++lane) from[lane] = lane ^ Step;
+  return __builtin_shuffle(x, from);
+}
+
+template <int Step = W / 2>
+inline float largest(Floats x) {
+  if constexpr (Step == 0)
+    return x[0];
+  else {
+    const Floats other = swapped<Step>(x);
+    return largest<Step / 2>(other > x ? other : x);
+  }
+}
+
+template <int Step = W / 2>
+inline float sum(Floats x) {
+  if constexpr (Step == 0)
+    return x[0];
+  else
+    return sum<Step / 2>(x + swapped<Step>(x));
+}
+
+}  // namespace

@@ -1,0 +1,33 @@
+"""What pyproject.toml cannot say: the kernels for CPUs (`native/`), built where there is a compiler for them (GCC 11).
+
+Without them jaxpool is complete, and slower on x86 CPUs; a build that fails is therefore a warning.
+"""
+
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+
+def kernels() -> list[Extension]:
+    """The module `jaxpool._native`, on x86-64 Linux; XLA's headers come with jaxlib."""
+    jaxlib = find_spec("jaxlib")
+    if jaxlib is None or jaxlib.origin is None or (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return []
+    headers = Path(jaxlib.origin).parent / "include"
+    own = sorted(map(str, Path("native").glob("*.h")))
+    return [
+        Extension(
+            "jaxpool._native",
+            sources=[f"native/{name}.cc" for name in ("module", "avx2", "avx512", "amx")],
+            depends=[*own, str(headers / "xla/ffi/api/c_api.h")],
+            extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", f"-isystem{headers}"],
+            language="c++",
+            optional=True,
+        )
+    ]
+
+
+setup(ext_modules=kernels())
