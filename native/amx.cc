@@ -57,14 +57,8 @@ class AmxTiles {
     const BFloat16* k = static_cast<const BFloat16*>(call_.k) + at * call_.width;
     const BFloat16* v = static_cast<const BFloat16*>(call_.v) + at * call_.width;
     const int64_t token_stride = call_.kv_heads * call_.width;
-    for (int64_t token = 0; token < stride_; token += W) {
-      for (int64_t feature = 0; feature < wide_; feature += kDepth) {
-        Floats block[W];  // of pairs of features
-        for (int i = 0; i < W; ++i) block[i] = pairs(k + (token + i) * token_stride, token + i, feature);
-        transpose(block);
-        for (int i = 0; i < W; ++i) store(keys_ + token * wide_ + (feature + 2 * i) * kRows, block[i]);
-      }
-    }
+    pack_panels(keys_, stride_, wide_ / 2,
+                [&](int64_t token, int64_t pair) { return pairs(k + token * token_stride, token, 2 * pair); });
     for (int64_t token = 0; token < stride_; token += 2) {
       for (int64_t feature = 0; feature < wide_; feature += W) {
         const Ints first = singly(v + token * token_stride, token, feature);

@@ -58,18 +58,13 @@ class FloatTiles {
     const Element* k = static_cast<const Element*>(call_.k) + at * call_.width;
     const Element* v = static_cast<const Element*>(call_.v) + at * call_.width;
     const int64_t token_stride = call_.kv_heads * call_.width;
-    for (int64_t token = 0; token < stride_; token += W) {
-      for (int64_t feature = 0; feature < wide_; feature += W) {
-        Floats block[W];
-        for (int i = 0; i < W; ++i) {
-          const bool there = token + i < length_;
-          const int64_t from = (token + i) * token_stride + feature, count = there ? call_.width - feature : 0;
-          store(values_ + feature * stride_ + (token + i) * W, there ? as_floats(v + from, count) : Floats{});
-          block[i] = there ? as_floats(k + from, count) : Floats{};
-        }
-        transpose(block);
-        for (int i = 0; i < W; ++i) store(keys_ + token * wide_ + (feature + i) * W, block[i]);
-      }
+    const auto floats = [&](const Element* from, int64_t token, int64_t feature) {
+      return token < length_ ? as_floats(from + token * token_stride + feature, call_.width - feature) : Floats{};
+    };
+    pack_panels(keys_, stride_, wide_, [&](int64_t token, int64_t feature) { return floats(k, token, feature); });
+    for (int64_t feature = 0; feature < wide_; feature += W) {
+      for (int64_t token = 0; token < stride_; ++token)
+        store(values_ + feature * stride_ + token * W, floats(v, token, feature));
     }
   }
 

@@ -84,17 +84,27 @@ inline void exchange(Floats* rows) {
 // Transposes W × W elements of 32 bits.
 inline void transpose(Floats* rows) { exchange<W / 2>(rows); }
 
+// Panels [words, W] of W tokens each, of rows of `words` elements of 32 bits: `row(token, word)` gives W of them.
+template <class Row>
+inline void pack_panels(void* panels, int64_t tokens, int64_t words, Row row) {
+  float* to = static_cast<float*>(panels);
+  for (int64_t token = 0; token < tokens; token += W) {
+    for (int64_t word = 0; word < words; word += W) {
+      Floats block[W];
+      for (int i = 0; i < W; ++i) block[i] = row(token + i, word);
+      transpose(block);
+      for (int i = 0; i < W; ++i) store(to + token * words + (word + i) * W, block[i]);
+    }
+  }
+}
+
 // 2^x for x ≤ 0 by `Terms` terms of Taylor's series, which are within 3e-7 of the result for 7 and within 6e-5 for 5;
 // exactly 0 below -126, NaN for NaN.
 template <int Terms>
 inline Floats exp2(Floats x) {
-  constexpr float kPowers[] = {1,
-                               0x1.62e430p-1f,
-                               0x1.ebfbep-3f,
-                               0x1.c6b08ep-5f,  // log(2)^n / n!
-                               0x1.3b2ab6p-7f,
-                               0x1.5d8780p-10f,
-                               0x1.430910p-13f};
+  // log(2)^n / n!
+  constexpr float kPowers[] = {
+      1, 0x1.62e430p-1f, 0x1.ebfbep-3f, 0x1.c6b08ep-5f, 0x1.3b2ab6p-7f, 0x1.5d8780p-10f, 0x1.430910p-13f};
   constexpr float kRounding = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
   const Floats shifted = x + kRounding;
   const Floats rest = x - (shifted - kRounding);  // from -0.5 to 0.5

@@ -79,9 +79,8 @@ def _call(
     kernel: str,
 ) -> Array:
     call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method="sequential")
-    length = q.shape[1]
-    left, right = window or (length, length)
-    sides = {"left": np.int64(min(left, length)), "right": np.int64(0 if causal else min(right, length))}
+    left, right = window or (q.shape[1], q.shape[1])
+    sides = {"left": np.int64(left), "right": np.int64(0 if causal else right)}
     return call(q, k, v, segments.astype(jnp.int32), scale=np.float32(scale), kernel=kernel, **sides)
 
 
