@@ -10,6 +10,19 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+SOURCES = (
+    "module",
+    "cpu",
+    "attention",
+    "norm",
+    "product",
+    "quantise",
+    "avx2",
+    "avx512",
+    "amx_attention",
+    "amx_product",
+)
+
 
 def kernels() -> list[Extension]:
     """The module `jaxpool._native`, on x86-64 Linux; XLA's headers come with jaxlib."""
@@ -21,7 +34,7 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             "jaxpool._native",
-            sources=[f"native/{name}.cc" for name in ("module", "avx2", "avx512", "amx")],
+            sources=[f"native/{name}.cc" for name in SOURCES],
             depends=[*own, str(headers / "xla/ffi/api/c_api.h")],
             extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", f"-isystem{headers}"],
             language="c++",

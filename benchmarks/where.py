@@ -28,10 +28,11 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": (r"jaxpool_attention",),
     "softmax and its product": (r"exponential\(", r"dot\("),
     "scores": (r"dot\([^)]*\), lhs_batch_dims=\{\d",),
-    "products with weights": (r"dot\(",),
+    "products with weights": (r"jaxpool_product|dot\(",),
     "activations": (r"erf\(|tanh\(|logistic\(",),
     "softmax": (r"exponential\(",),
-    "norms": (r"rsqrt\(",),
+    "quantisation": (r"jaxpool_quantise",),
+    "norms": (r"jaxpool_norm|rsqrt\(",),
     "look-ups": (r"gather\(",),
     "copies, transposes, slices": (r"copy\(|transpose\(|dynamic-slice\(|concatenate\(",),
 }

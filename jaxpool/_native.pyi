@@ -1,7 +1,7 @@
 """`native/module.cc`: kernels for x86 CPUs. Not there where it could not be built."""
 
 def kernels() -> list[str]:
-    """Names of the kernels that this CPU can run, best first: of "amx", "avx512" and "avx2"."""
+    """The instruction sets that this CPU has, best first: of "amx", "avx512" and "avx2"."""
 
-def attention() -> object:
-    """XLA's handler of attention, for `jax.ffi.register_ffi_target`."""
+def handlers() -> dict[str, object]:
+    """XLA's handlers by name ("attention", "norm", "product", "quantise"), for `jax.ffi.register_ffi_target`."""

@@ -17,7 +17,7 @@ from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
 from jaxpool.hosts import make_schedule
-from jaxpool.placement import keeps_stacks, load_to_mesh, stored_bytes
+from jaxpool.placement import keeps_stacks, load_to_mesh, packed, stored_bytes
 from jaxpool.program import IMAGE, make_programs, with_images
 from jaxpool.progress import Progress, UseTqdm, loading_bar
 from jaxpool.prompts import Shown
@@ -79,7 +79,7 @@ class Engine:
             },
         )
         with loading_bar(stored_bytes(recipe, dtype)) as progress:
-            params = load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how)
+            params = packed(load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how), recipe, meshes[0])
         replicas = []
         for mesh in meshes:
             own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxpool.layers import ACTIVATIONS, dense, l2_normalise
-from jaxpool.layers import layer_norm as apply_layer_norm
+from jaxpool.norms import layer_norm as apply_layer_norm
 from jaxpool.params import Tree, layer_norm, linear
 
 Array = jax.Array
@@ -43,7 +43,7 @@ class Dense:
 
     def __call__(self, params: Tree, x: Array) -> Array:
         """[…, inputs] -> […, outputs]."""
-        y = ACTIVATIONS[self.activation](dense(params["linear"], x))
+        y = dense(params["linear"], x, activation=self.activation)
         if not self.residual:
             return y
         return y + (dense(params["residual"], x) if "residual" in params else x)

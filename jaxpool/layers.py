@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpool import packing
 from jaxpool.equations import in_kernel_order
+from jaxpool.packing import PackedArray
 from jaxpool.params import Tree
-from jaxpool.quantization import QuantArray
+from jaxpool.quantization import QuantArray, round_rows
 from jaxpool.sharding import constrain
 
 Array = jax.Array
@@ -29,6 +31,8 @@ def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) ->
     `preferred_element_type=float32` is the right arithmetic for the MXU and tensor cores, and on CPU it is what
     keeps a bf16 product in the bf16 unit instead of a conversion to float32.
     """
+    if _is_packed(y):
+        return _packed_dense(x, y)
     if isinstance(y, QuantArray):
         return y.product(equation, x) if y.activations else einsum(equation, x, y.values, x.dtype) * y.scale
     dtype = jnp.dtype(dtype or y.dtype)
@@ -42,19 +46,73 @@ def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) ->
     )
 
 
-def dense(params: Tree, x: Array, equation: str = "...d,df->...f") -> Array:
-    """Dense layer, float32 out. `equation` names the kernel's axes where there are more than two."""
-    y = einsum(equation, x, params["kernel"])
-    return y + params["bias"].astype(jnp.float32) if "bias" in params else y
+def dense(
+    params: Tree,
+    x: Array,
+    equation: str = "...d,df->...f",
+    *,
+    activation: str = "identity",
+    times: Array | None = None,
+    add: Array | None = None,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """Dense layer and what follows it, all in float32: activation(x · kernel + bias) · times + add.
+
+    Args:
+        params: `kernel`, and `bias` if there is one.
+        x: the axes that `equation` says.
+        equation: names the kernel's axes where there are more than two.
+        activation: a name in `ACTIVATIONS`.
+        times, add: of the result's shape; one of them at most.
+        dtype: of the result.
+    """
+    kernel, bias = params["kernel"], params.get("bias")
+    if _is_packed(kernel):
+        return _packed_dense(x, kernel, bias, activation, times, add, dtype)
+    return finish(einsum(equation, x, kernel), bias, activation, times, add, dtype)
 
 
-def layer_norm(params: Tree, x: Array, epsilon: float) -> Array:
-    """LayerNorm over the last axis in float32 (two-pass variance, as torch's)."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + epsilon) * params["scale"].astype(jnp.float32)
-    return y + params["bias"].astype(jnp.float32) if "bias" in params else y
+def finish(
+    y: Array,
+    bias: Array | None,
+    activation: str = "identity",
+    times: Array | None = None,
+    add: Array | None = None,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """What follows a product, float32 [..., *out]; arguments and result as `dense`'s."""
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)
+    y = ACTIVATIONS[activation](y)
+    if times is not None:
+        y = y * times
+    if add is not None:
+        y = y + add
+    return y.astype(dtype)
+
+
+def _is_packed(kernel: Any) -> bool:
+    return isinstance(kernel.values if isinstance(kernel, QuantArray) else kernel, PackedArray)
+
+
+def _packed_dense(
+    x: Array,
+    kernel: Any,
+    bias: Array | None = None,
+    activation: str = "identity",
+    times: Array | None = None,
+    add: Array | None = None,
+    dtype: Any = jnp.float32,
+) -> Array:
+    """`dense` where the kernel lies as the CPU's matrix unit takes it."""
+    own = packing.ACTIVATIONS.get(activation)
+    if own is None:
+        return finish(_packed_dense(x, kernel), bias, activation, times, add, dtype)
+    end = {"bias": bias, "activation": own, "times": times, "add": add, "dtype": dtype}
+    if not isinstance(kernel, QuantArray):
+        return packing.product(x.astype(kernel.dtype), kernel, **end)
+    rounded, step = round_rows(x, len(kernel.values.inputs))
+    return packing.product(rounded, kernel.values, scales=(step, kernel.scale), **end)
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
@@ -96,13 +154,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 def keep(capture: tuple[str, ...], **values: Array) -> dict[str, Array]:
     """The values whose names were asked for: what a stage returns for `capture=`."""
     return {name: value for name, value in values.items() if name in capture}
-
-
-def rms_norm(params: Tree, x: Array, epsilon: float, offset: float = 0.0) -> Array:
-    """RMSNorm over the last axis in float32; Gemma's scales by (`offset` = 1) + scale."""
-    x = x.astype(jnp.float32)
-    normed = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-    return normed * (params["scale"].astype(jnp.float32) + offset)
 
 
 Layer = Callable[[Array, Tree], tuple[Array, dict[str, Array]]]

@@ -9,13 +9,14 @@ batches that mix them, and nothing is merged. What is declared plain is computed
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxpool import layers, params
 from jaxpool.batch import Batch, by_token
-from jaxpool.layers import einsum
+from jaxpool.layers import einsum, finish
 from jaxpool.params import ParamSpec, Tree
 
 Array = jax.Array
@@ -49,22 +50,23 @@ def choose(batch: Batch, adapters: int, scale: float) -> Array:
     return jax.nn.one_hot(by_token(batch, batch.adapter) - 1, adapters, dtype=jnp.float32) * scale
 
 
-def dense(layer: Tree, x: Array, chosen: Array, equation: str = "rtd,df->rtf") -> Array:
-    """`layers.dense` with each token's adapter: x·kernel + (x·down)·up + bias, float32 out.
+def dense(layer: Tree, x: Array, chosen: Array, equation: str = "rtd,df->rtf", **end: Any) -> Array:
+    """`layers.dense` with each token's adapter: x·kernel + (x·down)·up + bias.
 
     Args:
         x: [R, T, *in].
         chosen: as `choose` gives it.
         equation: x's axes, the kernel's, the result's; "a" and "k" are taken.
+        end: what follows, as for `layers.finish`.
     """
     if "adapted" not in layer:
-        return layers.dense(layer, x, equation)
+        return layers.dense(layer, x, equation, **end)
     adapted = layer["adapted"]
     tokens, kernel, result = equation.replace("->", ",").split(",")
     inputs = "".join(axis for axis in kernel if axis not in result)
     inner = einsum(f"{tokens},{inputs}ak->rtak", x, adapted["down"])
     y = einsum(equation, x, adapted["kernel"]) + _up(adapted, inner, chosen, result)
-    return y + layer["bias"].astype(jnp.float32)
+    return finish(y, layer["bias"], **end)
 
 
 def look_up(table: Tree, ids: Array, chosen: Array) -> Array:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpool.converters.rules import Index, Leaf
 from jaxpool.loading import load
-from jaxpool.params import ParamSpec, Tree, flatten, one_layer, stacked_depth, unstack_layers
+from jaxpool.packing import pack, packs
+from jaxpool.params import ParamSpec, Tree, flatten, one_layer, stacked_depth, unflatten, unstack_layers
 from jaxpool.program import device_specs, param_specs
 from jaxpool.quantization import QuantArray, quantise
 from jaxpool.recipe import Recipe
@@ -98,6 +100,35 @@ def load_to_mesh(
     # Processes that share a mesh start their programs in one order, so each has one thread for them.
     params = load(recipe, place, extras=extras, threads=1 if mesh.is_multi_process else THREADS)
     return params if stacked else params | {"backbone": unstack_layers(params["backbone"])}
+
+
+def packed(params: Tree, recipe: Recipe, mesh: Mesh) -> Tree:
+    """The same parameters, with the layers' kernels laid out as the CPU's matrix unit takes them, where it has one.
+
+    Args:
+        params: on the mesh; kernels that are packed are not kept there.
+        recipe: whose.
+        mesh: of the programs that take them.
+    """
+    declared, left = flatten(device_specs(recipe)["backbone"]), flatten(params["backbone"])
+    others = {name: part for name, part in params.items() if name != "backbone"}
+    del params  # the last to hold them, if the caller has let go: so one kernel at a time lies here twice
+
+    def of(path: str, leaf: Any) -> Any:
+        of_all = re.sub(r"\blayers/\d+/", "layers/", path)
+        spec, kernel = declared.get(of_all), leaf
+        if isinstance(spec, QuantArray):
+            if not spec.activations:
+                return leaf
+            spec, kernel = spec.values, leaf.values
+        if spec is None or not spec.inputs or spec.axes[0] != "layers" or not packs(mesh, kernel.dtype):
+            return leaf
+        tiles = jax.device_put(
+            pack(np.asarray(kernel), spec.inputs, stacked=of_all == path), NamedSharding(mesh, PartitionSpec())
+        )
+        return replace(leaf, values=tiles) if isinstance(leaf, QuantArray) else tiles
+
+    return others | {"backbone": unflatten({path: of(path, left.pop(path)) for path in list(left)})}
 
 
 def stored_bytes(recipe: Recipe, dtype: Any) -> int:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpool import native
 from jaxpool.equations import in_kernel_order
 from jaxpool.params import ParamSpec, Tree, map_leaves
 
@@ -60,14 +61,25 @@ class QuantArray:
         """
         kernel, result = equation.split(",")[1].split("->")
         summed = sum(axis not in result for axis in kernel)
-        with jax.default_matmul_precision("highest"):  # float32 is float32 on every platform
-            x = rotate(x.astype(jnp.float32))
-        largest = jnp.abs(x).max(tuple(range(-summed, 0)), keepdims=True)
-        step = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / LARGEST
-        rounded = jnp.round(x / step).astype(jnp.int8)
+        rounded, step = round_rows(x, summed)
         y = jnp.einsum(in_kernel_order(equation), rounded, self.values, preferred_element_type=jnp.int32)
         y = y.astype(jnp.float32)
         return y * step.reshape(*step.shape[:-summed], *(1,) * (len(kernel) - summed)) * self.scale
+
+
+def round_rows(x: Array, axes: int) -> tuple[Array, Array]:
+    """Activations, rotated, as 8-bit integers, and each row's scale; a row is the last `axes` axes, then of size 1."""
+    if native.here() and "avx512" in native.kernels() and x.dtype in (jnp.float32, jnp.bfloat16):
+        rows = x.shape[: x.ndim - axes]
+        whole = jax.ShapeDtypeStruct((math.prod(rows), math.prod(x.shape[x.ndim - axes :])), jnp.int8)
+        each = jax.ShapeDtypeStruct(whole.shape[:1], jnp.float32)
+        rounded, step = native.call("quantise", (whole, each), x.reshape(whole.shape), block=np.int64(_block(x)))
+        return rounded.reshape(x.shape), step.reshape(*rows, *(1,) * axes)
+    with jax.default_matmul_precision("highest"):  # float32 is float32 on every platform
+        x = rotate(x.astype(jnp.float32))
+    largest = jnp.abs(x).max(tuple(range(-axes, 0)), keepdims=True)
+    step = jnp.maximum(largest / LARGEST, jnp.finfo(jnp.float32).tiny)
+    return jnp.round(x / step).astype(jnp.int8), step
 
 
 def check_kind(kind: str | None) -> str | None:
@@ -83,9 +95,13 @@ def check_kind(kind: str | None) -> str | None:
 
 def rotate(x: Any) -> Any:
     """[…, n] times a block-diagonal matrix of equal Hadamard blocks; a second time gives `x` back."""
-    block = math.gcd(x.shape[-1], BLOCK)
+    block = _block(x)
     mixed = x.reshape(*x.shape[:-1], -1, block) @ _hadamard(block)
     return mixed.reshape(x.shape)
+
+
+def _block(x: Any) -> int:
+    return math.gcd(x.shape[-1], BLOCK)
 
 
 @cache

@@ -76,10 +76,11 @@ inline void attend_sequence(const Attention& call, int64_t row, int64_t kv_head,
       }
       tiles.mix(count, seen);
       for (int64_t i = 0; i < count; ++i) {
-        float* out = call.out + at + i * call.heads * call.width;
         const float* mixed = tiles.mixed_of(i);
         const float share = 1 / sums[i];
-        for (int64_t feature = 0; feature < call.width; ++feature) out[feature] = mixed[feature] * share;
+        for (int64_t feature = 0; feature < call.width; feature += W)
+          store_floats(call.out, call.out_bfloat16, at + i * call.heads * call.width + feature,
+                       load<Floats>(mixed + feature) * share, call.width - feature);
       }
     }
   }
@@ -89,6 +90,7 @@ template <class Tiles>
 inline void attend(const Attention& call, int64_t row, int64_t kv_head) {
   const int32_t* segments = call.segments + row * call.tokens;
   const int64_t stride = call.heads * call.width, own = stride / call.kv_heads;
+  const int64_t size = call.out_bfloat16 ? sizeof(BFloat16) : sizeof(float);
   for (int64_t begin = 0, end; begin < call.tokens; begin = end) {
     for (end = begin + 1; end < call.tokens && segments[end] == segments[begin]; ++end) {
     }
@@ -96,7 +98,8 @@ inline void attend(const Attention& call, int64_t row, int64_t kv_head) {
       attend_sequence<Tiles>(call, row, kv_head, begin, end - begin);
     } else {
       for (int64_t token = begin; token < end; ++token)
-        memset(call.out + (row * call.tokens + token) * stride + kv_head * own, 0, own * sizeof(float));
+        memset(static_cast<char*>(call.out) + ((row * call.tokens + token) * stride + kv_head * own) * size, 0,
+               own * size);
     }
   }
 }

@@ -2,10 +2,12 @@
 // and includes this; all is in an unnamed namespace, since the linker must not take one set's code for another's.
 #pragma once
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 
-#include "attention.h"
+#include "kernels.h"
 
 namespace {
 
@@ -61,6 +63,45 @@ inline Floats as_floats(const float* from, int64_t count) { return load_part<Flo
 
 inline Floats as_floats(const BFloat16* from, int64_t count) {
   return bits<Floats>(__builtin_convertvector(load_part<Halves>(from, count * sizeof(BFloat16)), Ints) << 16);
+}
+
+// Of an array of either dtype, from the element `at`.
+inline Floats as_floats(const void* array, bool bfloat16, int64_t at, int64_t count) {
+  return bfloat16 ? as_floats(static_cast<const BFloat16*>(array) + at, count)
+                  : as_floats(static_cast<const float*>(array) + at, count);
+}
+
+// The first `bytes` of a vector.
+template <class Vector>
+inline void store_part(void* to, Vector from, int64_t bytes) {
+  if (bytes >= int64_t{sizeof(Vector)})
+    store(to, from);
+  else if (bytes > 0)
+    memcpy(to, &from, bytes);
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline Halves rounded(Floats x) {
+#ifdef ROUNDS_TO_BFLOAT16
+  return bits<Halves>(_mm512_cvtneps_pbh(bits<__m512>(x)));
+#else
+  const Ints raw = bits<Ints>(x), nearest = raw + 0x7fff + (raw >> 16 & 1);
+  return __builtin_convertvector((x == x ? nearest : raw | 0x400000) >> 16 & 0xffff, Halves);
+#endif
+}
+
+inline void store_floats(float* to, Floats from, int64_t count) { store_part(to, from, count * sizeof(float)); }
+
+inline void store_floats(BFloat16* to, Floats from, int64_t count) {
+  store_part(to, rounded(from), count * sizeof(BFloat16));
+}
+
+// To an array of either dtype, from the element `at` on.
+inline void store_floats(void* array, bool bfloat16, int64_t at, Floats from, int64_t count) {
+  if (bfloat16)
+    store_floats(static_cast<BFloat16*>(array) + at, from, count);
+  else
+    store_floats(static_cast<float*>(array) + at, from, count);
 }
 
 // One of the steps of a transposition: swaps the off-diagonal blocks of `Step` lanes of every pair of rows.

@@ -239,12 +239,12 @@ def test_a_module_of_a_newer_jaxlib_is_left_alone():
     code = """
 import sys, types, logging
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-def attention():
+def handlers():
     raise RuntimeError("Unsupported API version")
-sys.modules["jaxpool._native"] = types.SimpleNamespace(attention=attention, kernels=lambda: ["avx2"])
+sys.modules["jaxpool._native"] = types.SimpleNamespace(handlers=handlers, kernels=lambda: ["avx2"])
 import jaxpool
 jaxpool._native = sys.modules["jaxpool._native"]
-from jaxpool.attention import native
+from jaxpool import native
 assert native.kernels() == native.kernels() == ()
 """
     (line,) = in_another_process(code).splitlines()

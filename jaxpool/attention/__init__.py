@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxpool import sharding
 from jaxpool.attention import blocked, cudnn, native, plain, splash
@@ -22,7 +23,7 @@ class Backend(NamedTuple):
     """One way to compute attention.
 
     Attributes:
-        attend: (q, k, v, mask, bias, options) -> float32 [R, T, N, H].
+        attend: (q, k, v, mask, bias, options) -> [R, T, N, H] in float32, or in the options' dtype already.
         unsupported: (q, k, mask, bias, options) -> why it cannot, or None. Decided while tracing: it reads shapes,
             dtypes and the mask's structure.
         platform: the only one that it runs on, or None for all.
@@ -59,6 +60,7 @@ def attention(
     bias: Array | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    dtype: Any = jnp.float32,
     backend: str = AUTO,
 ) -> Array:
     """Softmax attention within segments.
@@ -70,18 +72,19 @@ def attention(
         bias: added to the scaled scores, broadcastable to [R, N, T, S] with its heads written out.
         scale: of the scores, H**-0.5 by default.
         soft_cap: scores s become soft_cap · tanh(s / soft_cap) (Gemma 2).
+        dtype: of the result; sums are float32.
         backend: a name in `BACKENDS`, or "auto" for the first that can, on the platform of the mesh (`jax.set_mesh`)
             that the program is compiled for; without a mesh one that runs on all.
 
     Returns:
-        float32 [R, T, N, H]. Padding's rows are finite and mean nothing.
+        [R, T, N, H]. Padding's rows are finite and mean nothing.
 
     Raises:
         ValueError: the backend named cannot compute this case; the message says why.
     """
-    options = Options(q.shape[-1] ** -0.5 if scale is None else scale, soft_cap)
+    options = Options(q.shape[-1] ** -0.5 if scale is None else scale, soft_cap, dtype)
     name = choose(backend, q, k, mask, bias, options)
-    return BACKENDS[name].attend(q, k, v, mask, bias, options)
+    return BACKENDS[name].attend(q, k, v, mask, bias, options).astype(dtype)
 
 
 def choose(backend: str, *case: object) -> str:

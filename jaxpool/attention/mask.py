@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ Array = jax.Array
 
 
 class Options(NamedTuple):
-    """What changes the scores before the mask: see `attention`."""
+    """What changes the scores before the mask, and the result's dtype: see `attention`."""
 
     scale: float
     soft_cap: float | None
+    dtype: Any = jnp.float32
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention by kernels of our own for x86 CPUs (`native/`): scores never leave the cache, and nothing is computed
+"""Attention by our own kernels for x86 CPUs: scores never leave the cache, and nothing is computed
 between a row's sequences, so that a row costs what its sequences do.
 
 XLA's CPU backend has no fused attention. Sums are float32. In bfloat16, where the CPU has AMX, the weights are rounded
@@ -7,7 +7,8 @@ to bfloat16 before their product with the values, as by the einsums.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +16,11 @@ import numpy as np
 
 from jaxpool.attention import plain
 from jaxpool.attention.mask import AttentionMask, Options
-from jaxpool.log import once
+from jaxpool.native import call, kernels
 
 Array = jax.Array
 
-TARGET = "jaxpool_attention"
 DTYPES = (jnp.float32, jnp.bfloat16)
-
-
-@cache
-def kernels() -> tuple[str, ...]:
-    """What this CPU can run, best first; () where the module is not built, or XLA does not take it."""
-    try:
-        from jaxpool import _native
-    except ImportError:
-        return ()
-    try:
-        jax.ffi.register_ffi_target(TARGET, _native.attention(), platform="cpu")
-    except Exception as error:  # XLA's own kinds, by the version
-        once(
-            "attention: XLA does not take jaxpool's kernels, which were built with a newer jaxlib's headers; "
-            f"upgrade jax, or install jaxpool with --no-build-isolation ({error})"
-        )
-        return ()
-    return tuple(_native.kernels())
 
 
 def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
@@ -50,6 +32,7 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
         f"dtypes are {q.dtype} and {k.dtype}": q.dtype != k.dtype or q.dtype not in DTYPES,
         "scores have a bias": bias is not None,
         "scores have a soft cap": options.soft_cap is not None,
+        f"the result is {options.dtype}": options.dtype not in DTYPES,
         "the scale is not a positive number": not isinstance(options.scale, int | float) or options.scale <= 0,
         "the window is negative": min(mask.window or (0,)) < 0,
     }
@@ -59,15 +42,14 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
 def attend(
     q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options, *, kernel: str = "auto"
 ) -> Array:
-    """`attention` by the best kernel of the CPU that runs it, or by the one named; float32 [R, T, N, H].
+    """`attention` by the best kernel of the CPU that runs it, or by the one named; [R, T, N, H] in the options' dtype.
 
     Rows of padding are zero. A sequence's result does not depend on where in a row it stands.
     """
-    kernels()  # registers them, if nobody has asked before
-    return _call(q, k, v, mask.segments, options.scale, mask.causal, mask.window, kernel)
+    return _call(q, k, v, mask.segments, options.scale, mask.causal, mask.window, kernel, jnp.dtype(options.dtype))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7, 8))
 def _call(
     q: Array,
     k: Array,
@@ -77,11 +59,14 @@ def _call(
     causal: bool,
     window: tuple[int, int] | None,
     kernel: str,
+    dtype: Any,
 ) -> Array:
-    call = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method="sequential")
     left, right = window or (q.shape[1], q.shape[1])
     sides = {"left": np.int64(left), "right": np.int64(0 if causal else right)}
-    return call(q, k, v, segments.astype(jnp.int32), scale=np.float32(scale), kernel=kernel, **sides)
+    operands = (q, k, v, segments.astype(jnp.int32))
+    return call(
+        "attention", jax.ShapeDtypeStruct(q.shape, dtype), *operands, scale=np.float32(scale), kernel=kernel, **sides
+    )
 
 
 @_call.defjvp
@@ -90,11 +75,14 @@ def _derivative(
     causal: bool,
     window: tuple[int, int] | None,
     kernel: str,
+    dtype: Any,
     primals: tuple[Array, ...],
     tangents: tuple[Array, ...],
 ) -> tuple[Array, Array]:
     """By the einsums: training is not what the kernels are for."""
     *_, segments = primals
-    mask, options = AttentionMask(segments, causal, window), Options(scale, None)
-    _, change = jax.jvp(lambda q, k, v: plain.attend(q, k, v, mask, None, options), primals[:3], tangents[:3])
-    return _call(*primals, scale, causal, window, kernel), change
+    mask, options = AttentionMask(segments, causal, window), Options(scale, None, dtype)
+    _, change = jax.jvp(
+        lambda q, k, v: plain.attend(q, k, v, mask, None, options).astype(dtype), primals[:3], tangents[:3]
+    )
+    return _call(*primals, scale, causal, window, kernel, dtype), change

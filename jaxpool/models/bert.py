@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch, token_types
-from jaxpool.layers import dense, keep, layer_norm
+from jaxpool.layers import dense, keep
 from jaxpool.models import post_norm
 from jaxpool.models.classification import tanh_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, embedding
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -71,7 +72,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     with jax.named_scope("embeddings"):
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32)
         x = x + e["position"]["embedding"][batch.positions] + e["token_type"]["embedding"][token_types(batch)]
-        x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
+        x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
     if "pooler" in capture:

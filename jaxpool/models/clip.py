@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import PIXELS, Batch
 from jaxpool.images.format import PictureFormat
-from jaxpool.layers import dense, keep, layer_norm
+from jaxpool.layers import dense, keep
 from jaxpool.models import vit
 from jaxpool.models.family import Family, Output, Patches, Tower
 from jaxpool.models.hf_config import HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -156,7 +157,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     captured = keep(capture, embeddings=x)
     mask = AttentionMask.of(batch, causal=True)
     x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture)
-    x = layer_norm(params["norm"], x, config.text.epsilon).astype(dtype)
+    x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     captured |= keep(capture, norm=x) | by_layer
     return Output(dense(params["projection"], x), captured)
 
@@ -174,7 +175,7 @@ def see(params: Tree, batch: Batch, config: Vision, *, capture: tuple[str, ...] 
         x = vit.embed_patches(params["patches"], batch.arrays[PIXELS], config.patch_size)
         x = jnp.where((batch.ids == 0)[..., None], params["class"]["embedding"].astype(jnp.float32), x)
         x = (x + params["position"]["embedding"][batch.ids]).astype(dtype)
-        x = layer_norm(params["pre_norm"], x, config.epsilon).astype(dtype)
+        x = layer_norm(params["pre_norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
     return Output(x, captured | by_layer)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch
-from jaxpool.layers import ACTIVATIONS, keep, layer_norm
+from jaxpool.layers import ACTIVATIONS, keep
 from jaxpool.models import post_norm
 from jaxpool.models.classification import relu_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, embedding
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -74,7 +75,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32) + e["position"]["embedding"][batch.positions]
-        x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
+        x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
     return Output(x, captured | by_layer)

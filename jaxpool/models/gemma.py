@@ -136,10 +136,12 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
             a, m, dtype = p["attention"], p["mlp"], x.dtype
             with jax.named_scope("attention"):
-                mixed = pre_norm.attend(a, x, sight, config, scale=config.scale, soft_cap=config.soft_cap)
+                mixed = pre_norm.attend(
+                    a, x, sight, config, scale=config.scale, soft_cap=config.soft_cap, residual=False
+                )
                 attended = (x + config.norm(a["post_norm"], mixed)).astype(dtype)
             with jax.named_scope("mlp"):
-                inner = pre_norm.gated_mlp(m, attended, config)
+                inner = pre_norm.gated_mlp(m, attended, config, residual=False)
                 x = (attended + config.norm(m["post_norm"], inner)).astype(dtype)
             return x, keep(capture, attention=attended, layer=x)
 

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jaxpool import lora
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.batch import Batch, token_types
-from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, keep, layer_norm
+from jaxpool.layers import Layer, apply_layers, keep
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import Rotary, rotate
@@ -124,7 +125,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     with jax.named_scope("embeddings"):
         types = jnp.minimum(token_types(batch), config.token_types - 1)  # the published one has one type only
         x = lora.look_up(e["word"], batch.ids, chosen) + lora.look_up(e["token_type"], types, chosen)
-        x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
+        x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = apply_layers((_block(batch, chosen, config, capture),), params["layers"], x)
     if "pooler" in capture:
@@ -133,7 +134,6 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
 
 def _block(batch: Batch, chosen: Array, config: Config, capture: tuple[str, ...]) -> Layer:
-    activation = ACTIVATIONS[config.activation]
     angles, mask = config.rotary.angles(batch), AttentionMask.of(batch)
 
     def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
@@ -142,13 +142,13 @@ def _block(batch: Batch, chosen: Array, config: Config, capture: tuple[str, ...]
             qkv = lora.dense(a["qkv"], x, chosen, "rtd,dcnh->rtcnh")
             q, k, v = (qkv[:, :, part] for part in range(3))
             q, k = rotate(q, angles), rotate(k, angles)
-            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask).astype(dtype)
-            attended = x + lora.dense(a["output"], mixed, chosen, "rtnh,nhd->rtd")
-            attended = layer_norm(a["norm"], attended, config.epsilon).astype(dtype)
+            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask, dtype=dtype)
+            attended = lora.dense(a["output"], mixed, chosen, "rtnh,nhd->rtd", add=x)
+            attended = layer_norm(a["norm"], attended, config.epsilon, dtype=dtype)
         with jax.named_scope("mlp"):
-            inner = activation(lora.dense(m["up"], attended, chosen)).astype(dtype)
-            x = attended + lora.dense(m["down"], inner, chosen)
-            x = layer_norm(m["norm"], x, config.epsilon).astype(dtype)
+            inner = lora.dense(m["up"], attended, chosen, activation=config.activation, dtype=dtype)
+            x = lora.dense(m["down"], inner, chosen, add=attended)
+            x = layer_norm(m["norm"], x, config.epsilon, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
     return block

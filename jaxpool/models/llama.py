@@ -137,11 +137,10 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
     def block(sight: pre_norm.Sight) -> Layer:
         def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
-            dtype = x.dtype
             with jax.named_scope("attention"):
-                attended = (x + pre_norm.attend(p["attention"], x, sight, config)).astype(dtype)
+                attended = pre_norm.attend(p["attention"], x, sight, config)
             with jax.named_scope("mlp"):
-                x = (attended + pre_norm.gated_mlp(p["mlp"], attended, config)).astype(dtype)
+                x = pre_norm.gated_mlp(p["mlp"], attended, config)
             return x, keep(capture, attention=attended, layer=x)
 
         return layer

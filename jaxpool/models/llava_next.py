@@ -172,8 +172,7 @@ def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[st
         states = (seen.captured["embeddings"], *seen.captured["layer"])
         x = jnp.concatenate([states[number] for number in config.seen_layers], axis=-1)
     with jax.named_scope("projector"):
-        activation = ACTIVATIONS[config.projector_activation]
-        inner = activation(dense(params["projector"]["up"], x)).astype(x.dtype)
+        inner = dense(params["projector"]["up"], x, activation=config.projector_activation, dtype=x.dtype)
         rows = dense(params["projector"]["down"], inner)
         rows = jnp.where((batch.ids == 0)[..., None], params["newline"]["embedding"].astype(jnp.float32), rows)
     return Output(rows.astype(x.dtype), {name: seen.captured[name] for name in capture})

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.batch import Batch
 from jaxpool.heads import Dense, LayerNorm
-from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep, layer_norm
+from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep
 from jaxpool.models.classification import CLASSIFIER, labels
 from jaxpool.models.family import Family, Head, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.models.pre_norm import Kind, Sight, make_rotary, read_pattern
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, embedding, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import rotate
@@ -147,7 +148,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
-        x = layer_norm(e["norm"], e["word"]["embedding"][batch.ids], config.epsilon).astype(dtype)
+        x = layer_norm(e["norm"], e["word"]["embedding"][batch.ids], config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     masks = {kind: AttentionMask.of(batch, window=kind.window) for kind in config.pattern}
     blocks = {kind: _block(Sight(kind.rotary.angles(batch), masks[kind]), config, capture) for kind in masks}
@@ -156,7 +157,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     if "layers" in params:
         x, rest = apply_layers((*others, first), params["layers"], x)
         by_layer = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), by_layer, rest)
-    x = layer_norm(params["norm"], x, config.epsilon).astype(dtype)
+    x = layer_norm(params["norm"], x, config.epsilon, dtype=dtype)
     return Output(x, captured | by_layer)
 
 
@@ -166,16 +167,17 @@ def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
     def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
         a, m, dtype = p["attention"], p["mlp"], x.dtype
         with jax.named_scope("attention"):
-            y = layer_norm(a["norm"], x, config.epsilon) if "norm" in a else x
+            y = layer_norm(a["norm"], x, config.epsilon, dtype=dtype) if "norm" in a else x
             qkv = dense(a["qkv"], y, "rtd,dcnh->rtcnh")
             q, k, v = (qkv[:, :, part] for part in range(3))
             q, k = rotate(q, sight.angles), rotate(k, sight.angles)
-            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), sight.mask)
-            attended = (x + dense(a["output"], mixed.astype(dtype), "rtnh,nhd->rtd")).astype(dtype)
+            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), sight.mask, dtype=dtype)
+            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x, dtype=dtype)
         with jax.named_scope("mlp"):
-            up = dense(m["up"], layer_norm(m["norm"], attended, config.epsilon), "rtd,dcf->rtcf")
+            normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
+            up = dense(m["up"], normed, "rtd,dcf->rtcf")
             inner = (activation(up[:, :, 0]) * up[:, :, 1]).astype(dtype)
-            x = (attended + dense(m["down"], inner)).astype(dtype)
+            x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
     return block

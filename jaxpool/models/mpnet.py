@@ -17,11 +17,12 @@ import numpy as np
 
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import Batch, positions_after_padding_id
-from jaxpool.layers import dense, keep, layer_norm
+from jaxpool.layers import dense, keep
 from jaxpool.models import post_norm
 from jaxpool.models.classification import tanh_classifier, token_classifier
 from jaxpool.models.family import Family, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, embedding
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -98,7 +99,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     with jax.named_scope("embeddings"):
         positions = positions_after_padding_id(batch, PADDING_ID)
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32) + e["position"]["embedding"][positions]
-        x = layer_norm(e["norm"], x, config.epsilon).astype(dtype)
+        x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     # Distances inside a segment are distances in the row, so one [N, T, S] bias serves every packed row.
     buckets = relative_buckets(batch.ids.shape[1])
     bias = jnp.moveaxis(params["relative"]["embedding"][buckets], -1, 0)[None]

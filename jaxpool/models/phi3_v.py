@@ -175,11 +175,10 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
     def block(sight: pre_norm.Sight) -> Layer:
         def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
-            dtype = x.dtype
             with jax.named_scope("attention"):
-                attended = (x + pre_norm.attend(p["attention"], x, sight, config)).astype(dtype)
+                attended = pre_norm.attend(p["attention"], x, sight, config)
             with jax.named_scope("mlp"):
-                x = (attended + _mlp(p["mlp"], attended, config)).astype(dtype)
+                x = _mlp(p["mlp"], attended, config)
             return x, keep(capture, attention=attended, layer=x)
 
         return layer
@@ -189,9 +188,9 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
 def _mlp(p: Tree, x: Array, config: Config) -> Array:
     dtype = x.dtype
-    both = dense(p["gate_up"], config.norm(p["norm"], x).astype(dtype), "rtd,dpf->rtpf")
+    both = dense(p["gate_up"], config.norm(p["norm"], x, dtype=dtype), "rtd,dpf->rtpf")
     inner = ACTIVATIONS[config.activation](both[:, :, 0]) * both[:, :, 1]
-    return dense(p["down"], inner.astype(dtype))
+    return dense(p["down"], inner.astype(dtype), add=x, dtype=dtype)
 
 
 def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
@@ -211,8 +210,8 @@ def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[st
         own = (params["separators"][name].reshape(1, 1, -1).astype(x.dtype) for name in ("whole", "line"))
         ends = [jnp.broadcast_to(row, (x.shape[0], *row.shape[1:])) for row in own]
         rows = jnp.concatenate([squares, *ends], axis=1)
-        inner = ACTIVATIONS["gelu"](dense(params["projector"]["up"], rows)).astype(x.dtype)
-        return Output(dense(params["projector"]["down"], inner).astype(x.dtype), seen.captured)
+        inner = dense(params["projector"]["up"], rows, activation="gelu", dtype=x.dtype)
+        return Output(dense(params["projector"]["down"], inner, dtype=x.dtype), seen.captured)
 
 
 def patches(config: Config, pictures: PictureFormat) -> Patches:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep, layer_norm
+from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -102,17 +103,17 @@ def blocks(
         capture: of "attention" (behind its norm) and "layer" (the block's output), each [L, R, T, D].
     """
     dtype = x.dtype
-    activation = ACTIVATIONS[config.activation]
 
     def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
-            q, k, v = (dense(a[name], x, "rtd,dnh->rtnh").astype(dtype) for name in ("query", "key", "value"))
-            mixed = dense(a["output"], attention(q, k, v, mask, bias=bias).astype(dtype), "rtnh,nhd->rtd")
-            attended = layer_norm(a["norm"], x + mixed, config.epsilon).astype(dtype)
+            q, k, v = (dense(a[name], x, "rtd,dnh->rtnh", dtype=dtype) for name in ("query", "key", "value"))
+            mixed = attention(q, k, v, mask, bias=bias, dtype=dtype)
+            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x)
+            attended = layer_norm(a["norm"], attended, config.epsilon, dtype=dtype)
         with jax.named_scope("mlp"):
-            inner = activation(dense(m["up"], attended)).astype(dtype)
-            x = layer_norm(m["norm"], attended + dense(m["down"], inner), config.epsilon).astype(dtype)
+            inner = dense(m["up"], attended, activation=config.activation, dtype=dtype)
+            x = layer_norm(m["norm"], dense(m["down"], inner, add=attended), config.epsilon, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
     return apply_layers((block,), layers, x)

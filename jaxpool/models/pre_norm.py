@@ -16,14 +16,15 @@ import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.batch import FEATURES, Batch
-from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep, rms_norm
+from jaxpool.layers import Layer, apply_layers, dense, keep
 from jaxpool.models.family import Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import rms_norm
 from jaxpool.params import ParamSpec, Tree, embedding, linear, stack
 from jaxpool.rotary import Rotary, read_rotary, rotate
 
 Array = jax.Array
-Norm = Callable[[Tree, Array], Array]
+Norm = Callable[..., Array]
 
 CAPTURES = ("embeddings", "attention", "layer")
 
@@ -213,17 +214,40 @@ class Sight:
 
 
 def attend(
-    p: Tree, x: Array, sight: Sight, config: Config, *, scale: float | None = None, soft_cap: float | None = None
+    p: Tree,
+    x: Array,
+    sight: Sight,
+    config: Config,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    residual: bool = True,
 ) -> Array:
-    """norm -> attention -> output, float32 [R, T, D]; x [R, T, D] is in the compute dtype."""
-    dtype = x.dtype
-    x = config.norm(p["norm"], x).astype(dtype)
+    """norm -> attention -> output.
+
+    Args:
+        p: as `attention_specs` declares them.
+        x: [R, T, D] in the compute dtype.
+        sight: the layer's.
+        config: the model's.
+        scale, soft_cap: as for `attention`.
+        residual: whether x is added.
+
+    Returns:
+        [R, T, D] in the compute dtype; float32 without x.
+    """
+    dtype, end = x.dtype, _end(x, residual)
+    x = config.norm(p["norm"], x, dtype=dtype)
     q, k, v = _project(p, x)
     if "query_norm" in p:
         q, k = config.norm(p["query_norm"], q), config.norm(p["key_norm"], k)
     q, k, v = (y.astype(dtype) for y in (rotate(q, sight.angles), rotate(k, sight.angles), v))
-    mixed = attention(q, k, v, sight.mask, scale=scale, soft_cap=soft_cap)
-    return dense(p["output"], mixed.astype(dtype), "rtnh,nhd->rtd")
+    mixed = attention(q, k, v, sight.mask, scale=scale, soft_cap=soft_cap, dtype=dtype)
+    return dense(p["output"], mixed, "rtnh,nhd->rtd", **end)
+
+
+def _end(x: Array, residual: bool) -> dict[str, Any]:
+    return {"add": x, "dtype": x.dtype} if residual else {}
 
 
 def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
@@ -236,12 +260,12 @@ def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
     return q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v
 
 
-def gated_mlp(p: Tree, x: Array, config: Config) -> Array:
-    """norm -> activation(gate) · up -> down, float32 [R, T, D]."""
-    dtype = x.dtype
-    x = config.norm(p["norm"], x).astype(dtype)
-    inner = ACTIVATIONS[config.activation](dense(p["gate"], x)) * dense(p["up"], x)
-    return dense(p["down"], inner.astype(dtype))
+def gated_mlp(p: Tree, x: Array, config: Config, *, residual: bool = True) -> Array:
+    """norm -> activation(gate) · up -> down. Arguments and result as `attend`'s."""
+    dtype, end = x.dtype, _end(x, residual)
+    x = config.norm(p["norm"], x, dtype=dtype)
+    gate = dense(p["gate"], x, activation=config.activation)
+    return dense(p["down"], dense(p["up"], x, times=gate, dtype=dtype), **end)
 
 
 def run(
@@ -264,4 +288,4 @@ def run(
         for kind in config.pattern
     ]
     x, by_layer = apply_layers(layers, params["layers"], x)
-    return Output(config.norm(params["norm"], x).astype(dtype), captured | by_layer)
+    return Output(config.norm(params["norm"], x, dtype=dtype), captured | by_layer)

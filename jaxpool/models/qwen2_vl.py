@@ -19,10 +19,11 @@ import numpy as np
 from jaxpool.attention import AttentionMask
 from jaxpool.batch import FEATURES, PIXELS, PLACES, Arrays, ArraySpec, Batch
 from jaxpool.images.format import PictureFormat
-from jaxpool.layers import ACTIVATIONS, dense, keep, layer_norm
+from jaxpool.layers import ACTIVATIONS, dense, keep
 from jaxpool.models import llama, pre_norm, vit
 from jaxpool.models.family import Family, Output, Patches, Tower
 from jaxpool.models.hf_config import OBJECT, SIZE, ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import Tree, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import Rotary
@@ -265,10 +266,10 @@ def embed_pictures(params: Tree, batch: Batch, config: Config, *, capture: tuple
     x, by_layer = vit.blocks(params["vision"]["layers"], x, mask, vision, angles=angles, capture=capture)
     with jax.named_scope("merger"):
         p = params["merger"]
-        x = layer_norm(p["norm"], x, vision.epsilon).astype(dtype)
+        x = layer_norm(p["norm"], x, vision.epsilon, dtype=dtype)
         squares = x.reshape(x.shape[0], -1, MERGED * x.shape[-1])
-        inner = ACTIVATIONS["gelu"](dense(p["up"], squares)).astype(dtype)
-        return Output(dense(p["down"], inner).astype(dtype), captured | by_layer)
+        inner = dense(p["up"], squares, activation="gelu", dtype=dtype)
+        return Output(dense(p["down"], inner, dtype=dtype), captured | by_layer)
 
 
 def _repeat(pixels: jax.Array, frames: int) -> jax.Array:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxpool.attention import AttentionMask, Options, plain
 from jaxpool.batch import PIXELS, Batch
 from jaxpool.images.format import PictureFormat
-from jaxpool.layers import ACTIVATIONS, dense, keep, layer_norm
+from jaxpool.layers import dense, keep
 from jaxpool.models import vit
 from jaxpool.models.family import Family, Output, Patches, Tower
 from jaxpool.models.hf_config import OBJECT, SIZE, ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
@@ -167,7 +168,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = (e["word"]["embedding"][batch.ids] + e["position"]["embedding"][batch.positions]).astype(dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config.text, capture=capture)
-    x = layer_norm(params["norm"], x, config.text.epsilon).astype(dtype)
+    x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     return Output(dense(params["projection"], x), captured | keep(capture, norm=x) | by_layer)
 
 
@@ -185,7 +186,7 @@ def see(params: Tree, batch: Batch, config: Vision, *, capture: tuple[str, ...] 
         x = (x + params["position"]["embedding"][batch.ids]).astype(dtype)
     captured = keep(capture, embeddings=x)
     x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
-    x = layer_norm(params["post_norm"], x, config.epsilon).astype(dtype)
+    x = layer_norm(params["post_norm"], x, config.epsilon, dtype=dtype)
     return Output(x, captured | keep(capture, norm=x) | by_layer)
 
 
@@ -196,9 +197,9 @@ def embed_pictures(params: Tree, batch: Batch, config: Config, *, capture: tuple
     p, dtype = tower["query"], seen.hidden.dtype
     with jax.named_scope("query"):
         found = _ask(p, seen.hidden, batch).astype(dtype)
-        normed = layer_norm(p["norm"], found, config.vision.epsilon).astype(dtype)
-        inner = ACTIVATIONS[config.vision.activation](dense(p["up"], normed)).astype(dtype)
-        pooled = found + dense(p["down"], inner)
+        normed = layer_norm(p["norm"], found, config.vision.epsilon, dtype=dtype)
+        inner = dense(p["up"], normed, activation=config.vision.activation, dtype=dtype)
+        pooled = dense(p["down"], inner, add=found)
     return Output(pooled, seen.captured | keep(capture, query=found))
 
 

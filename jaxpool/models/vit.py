@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxpool.attention import AttentionMask, attention
 from jaxpool.batch import ArraySpec
-from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep, layer_norm
+from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
+from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import rotate
@@ -123,19 +124,19 @@ def blocks(
         capture: of "attention" (the stream behind it) and "layer" (the block's output), each [L, R, T, D].
     """
     dtype = x.dtype
-    activation = ACTIVATIONS[config.activation]
 
     def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
-            q, k, v = _project(a, layer_norm(a["norm"], x, config.epsilon).astype(dtype))
+            q, k, v = _project(a, layer_norm(a["norm"], x, config.epsilon, dtype=dtype))
             if angles is not None:
                 q, k = rotate(q, angles), rotate(k, angles)
-            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask).astype(dtype)
-            attended = (x + dense(a["output"], mixed, "rtnh,nhd->rtd")).astype(dtype)
+            mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask, dtype=dtype)
+            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x, dtype=dtype)
         with jax.named_scope("mlp"):
-            inner = activation(dense(m["up"], layer_norm(m["norm"], attended, config.epsilon).astype(dtype)))
-            x = (attended + dense(m["down"], inner.astype(dtype))).astype(dtype)
+            normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
+            inner = dense(m["up"], normed, activation=config.activation, dtype=dtype)
+            x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
     return apply_layers((block,), layers, x)

@@ -1,3 +1,4 @@
+// Attention in bfloat16 by AMX.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -5,21 +6,21 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16,prefer-vector-width=512")
 #define WIDTH 16
+#define ROUNDS_TO_BFLOAT16
+#include "amx.h"
 #include "attend.h"
 
 namespace {
 
-inline void store_weights(BFloat16* to, Floats from) {
-  store(to, bits<Halves>(_mm512_cvtneps_pbh(bits<__m512>(from))));
-}
+inline void store_weights(BFloat16* to, Floats from) { store(to, rounded(from)); }
 
-// A tile has 16 rows of 64 bytes. A product takes rows of 32 numbers, and columns in pairs of rows.
+// A product takes rows of 32 numbers, and columns in pairs of rows.
 constexpr int64_t kRows = 16, kDepth = 32;
 
 // out [16, 32] = a [16, depth] · b, of which two panels of [depth / 2, 16, 2] lie `panel` numbers apart.
 inline void product(const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t panel, int64_t depth, float* out,
                     int64_t out_stride) {
-  asm volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory
+  memory_is_used();
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t step = 0; step < depth; step += kDepth) {
@@ -105,17 +106,9 @@ class AmxTiles {
   BFloat16 *keys_, *values_, *queries_, *weights_;
 };
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16};
-};
-
 }  // namespace
 
 void jaxpool::amx(const Attention& call, int64_t row, int64_t kv_head) {
-  static constexpr TileConfig config;
-  _tile_loadconfig(&config);
+  const TileUse tiles;
   attend<AmxTiles>(call, row, kv_head);
-  _tile_release();
 }

@@ -1,0 +1,58 @@
+"""Kernels of our own for x86 CPUs (`native/`), called by XLA: what this machine has of them.
+
+They are for programs on one CPU device: a mesh of several is XLA's to split.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+
+from jaxpool.log import once
+from jaxpool.sharding import platform
+
+Array = jax.Array
+
+
+@cache
+def kernels() -> tuple[str, ...]:
+    """The instruction sets that there are kernels for here, best first; () where the module is not built, or XLA does
+    not take it.
+    """
+    try:
+        from jaxpool import _native
+    except ImportError:
+        return ()
+    try:
+        for name, handler in _native.handlers().items():
+            jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
+    except Exception as error:  # XLA's own kinds, by the version
+        once(
+            "XLA does not take jaxpool's kernels, which were built with a newer jaxlib's headers; "
+            f"upgrade jax, or install jaxpool with --no-build-isolation ({error})"
+        )
+        return ()
+    return tuple(_native.kernels())
+
+
+def here() -> bool:
+    """Whether there are kernels for the program that is being traced: one for a mesh of one CPU (`jax.set_mesh`)."""
+    return jax.sharding.get_abstract_mesh().size == 1 and platform() == "cpu" and bool(kernels())
+
+
+def call(name: str, results: Any, *operands: Array, **attributes: Any) -> Any:
+    """What the kernel of that name makes of its operands; it cannot be differentiated.
+
+    Args:
+        name: of one of XLA's handlers (`native/module.cc`).
+        results: a `jax.ShapeDtypeStruct`, or several.
+        operands, attributes: as the handler takes them.
+    """
+    kernels()  # registers them, if nobody has asked before
+    return jax.ffi.ffi_call(_target(name), results, vmap_method="sequential")(*operands, **attributes)
+
+
+def _target(name: str) -> str:
+    return f"jaxpool_{name}"

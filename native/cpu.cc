@@ -1,0 +1,42 @@
+#include "cpu.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+
+namespace jaxpool {
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+// Linux keeps a process from the tiles until it asks for them.
+bool has_amx() {
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool has = has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+                          __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return has;
+}
+
+char* workspace(size_t bytes) {
+  static thread_local std::unique_ptr<char, decltype(&std::free)> memory(nullptr, std::free);
+  static thread_local size_t size = 0;
+  if (bytes > size) {
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    size = 0;
+    memory.reset(static_cast<char*>(std::aligned_alloc(64, rounded)));
+    if (!memory) throw std::bad_alloc();
+    size = rounded;
+  }
+  return memory.get();
+}
+
+}  // namespace jaxpool

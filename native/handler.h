@@ -1,0 +1,69 @@
+// What XLA's handlers share.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#include "cpu.h"
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxpool {
+
+namespace ffi = xla::ffi;
+
+inline bool is_float(ffi::DataType dtype) { return dtype == ffi::F32 || dtype == ffi::BF16; }
+
+// Runs item(0) … item(count - 1) on this thread and on those of the pool that are idle meanwhile; false if one threw.
+template <class Item>
+inline bool share_out(ffi::ThreadPool& pool, int64_t count, Item item) {
+  struct Progress {
+    std::atomic<int64_t> next = 0, done = 0;
+    std::atomic<bool> failed = false;
+  };
+  auto progress = std::make_shared<Progress>();
+  // A thread that comes late finds nothing left to take, and touches nothing of this call but `progress`.
+  auto work = [progress, count, item] {
+    for (int64_t number; (number = progress->next++) < count;) {
+      try {
+        item(number);
+      } catch (...) {
+        progress->failed = true;
+      }
+      if (++progress->done == count) progress->done.notify_all();
+    }
+  };
+  for (int64_t helper = 1; helper < count && helper < pool.num_threads(); ++helper) {
+    auto copy = work;
+    pool.Schedule(std::move(copy));
+  }
+  work();
+  for (int64_t done; (done = progress->done) < count;) progress->done.wait(done);
+  return !progress->failed;
+}
+
+// `share_out` as a handler's answer.
+template <class Item>
+inline ffi::Error answer(ffi::ThreadPool& pool, int64_t count, Item item) {
+  if (share_out(pool, count, item)) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+}
+
+// Runs piece(first row, rows), as many rows at a time as are worth another thread.
+constexpr int64_t kRowsAThread = 64;
+
+template <class Piece>
+inline ffi::Error by_rows(ffi::ThreadPool& pool, int64_t rows, Piece piece) {
+  return answer(pool, (rows + kRowsAThread - 1) / kRowsAThread, [rows, piece](int64_t number) {
+    piece(number * kRowsAThread, std::min(kRowsAThread, rows - number * kRowsAThread));
+  });
+}
+
+XLA_FFI_Handler* attention();
+XLA_FFI_Handler* product();
+XLA_FFI_Handler* norm();
+XLA_FFI_Handler* quantise();
+
+}  // namespace jaxpool

@@ -1,0 +1,83 @@
+// A dense layer as a target of XLA's foreign function interface.
+#include <string_view>
+
+#include "handler.h"
+
+namespace jaxpool {
+
+namespace {
+
+constexpr struct {
+  std::string_view name;
+  Activation activation;
+} kActivations[] = {{"identity", Activation::kIdentity},  {"gelu", Activation::kGelu},
+                    {"gelu_tanh", Activation::kGeluTanh}, {"quick_gelu", Activation::kQuickGelu},
+                    {"silu", Activation::kSilu},          {"relu", Activation::kRelu}};
+
+bool is(const ffi::Buffer<ffi::F32>& vector, int64_t size) { return vector.element_count() == size_t(size); }
+
+const float* or_null(ffi::Buffer<ffi::F32>& vector) { return vector.element_count() ? vector.typed_data() : nullptr; }
+
+ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ffi::Buffer<ffi::F32> row_scale,
+               ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::AnyBuffer other,
+               ffi::Result<ffi::AnyBuffer> out, std::string_view activation, bool multiplies) {
+  const auto dtype = x.element_type(), result = out->element_type();
+  const auto* entry = std::find_if(std::begin(kActivations), std::end(kActivations),
+                                   [activation](const auto& entry) { return entry.name == activation; });
+  if (entry == std::end(kActivations)) return ffi::Error::InvalidArgument("product: no such activation");
+  if ((dtype != ffi::BF16 && dtype != ffi::S8) || panels.element_type() != dtype || !is_float(result) ||
+      !is_float(other.element_type()))
+    return ffi::Error::InvalidArgument("product: dtypes");
+  const auto sizes = x.dimensions(), outs = out->dimensions();
+  if (sizes.size() != 2 || outs.size() != 2 || outs[0] != sizes[0])
+    return ffi::Error::InvalidArgument("product: sizes do not go together");
+  const bool int8 = dtype == ffi::S8;
+  const int64_t rows = sizes[0], inputs = sizes[1], outputs = outs[1];
+  const int64_t depth = int8 ? 64 : 32, wide = (inputs + depth - 1) / depth * depth;
+  const int64_t columns = (outputs + Product::kPanel - 1) / Product::kPanel * Product::kPanel;
+  if (panels.element_count() != size_t(wide * columns) || !(is(bias, outputs) || is(bias, 0)) ||
+      (other.element_count() && other.dimensions() != outs) || (int8 && !(is(row_scale, rows) && is(scale, outputs))))
+    return ffi::Error::InvalidArgument("product: sizes do not go together");
+  if (!has_amx()) return ffi::Error::InvalidArgument("product: this CPU has no AMX");
+  const Product call = {
+      .x = x.untyped_data(),
+      .panels = panels.untyped_data(),
+      .int8 = int8,
+      .row_scale = row_scale.typed_data(),
+      .scale = scale.typed_data(),
+      .bias = or_null(bias),
+      .activation = entry->activation,
+      .other = other.element_count() ? other.untyped_data() : nullptr,
+      .other_bfloat16 = other.element_type() == ffi::BF16,
+      .multiplies = multiplies,
+      .bfloat16 = result == ffi::BF16,
+      .out = out->untyped_data(),
+      .rows = rows,
+      .inputs = inputs,
+      .outputs = outputs,
+  };
+  const int64_t down = (rows + kProductRows - 1) / kProductRows;
+  const int64_t across = (outputs + kProductColumns - 1) / kProductColumns;
+  return answer(pool, down * across, [call, down](int64_t number) {
+    amx(call, number % down * kProductRows, number / down * kProductColumns);
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER(kProduct, run,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Arg<ffi::Buffer<ffi::F32>>()
+                           .Arg<ffi::Buffer<ffi::F32>>()
+                           .Arg<ffi::Buffer<ffi::F32>>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Ret<ffi::AnyBuffer>()
+                           .Attr<std::string_view>("activation")
+                           .Attr<bool>("multiplies"));
+
+}  // namespace
+
+XLA_FFI_Handler* product() { return kProduct; }
+
+}  // namespace jaxpool

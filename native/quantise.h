@@ -1,0 +1,62 @@
+// Rows of 8-bit integers, for AVX-512: each block of features is multiplied by a Hadamard matrix first.
+#pragma once
+
+#include <immintrin.h>
+
+#include "lanes.h"
+
+namespace {
+
+using jaxpool::Quantise;
+
+// Blocks of 2 · `Step` lanes and of all smaller powers of two: sums and differences of lanes that are `Step` apart.
+template <int Step>
+inline Floats hadamard(Floats x) {
+  if constexpr (Step == 0)
+    return x;
+  else {
+    Floats sign;
+    for (int lane = 0; lane < W; ++lane) sign[lane] = lane & Step ? -1 : 1;
+    return hadamard<Step / 2>(x * sign + swapped<Step>(x));
+  }
+}
+
+template <int Block>
+inline void quantise_rows(const Quantise& call, int64_t first_row, int64_t rows) {
+  const int64_t width = call.width;
+  const float norm = 1 / __builtin_sqrtf(Block);
+  float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
+  for (int64_t row = first_row; row < first_row + rows; ++row) {
+    Ints most = {};  // of numbers' bits without their signs, which lie as they do; NaN above all
+    for (int64_t i = 0; i < width; i += W) {
+      const Floats x = hadamard<Block / 2>(as_floats(call.x, call.bfloat16, row * width + i, width - i)) * norm;
+      store(values + i, x);
+      const Ints size = bits<Ints>(x) & 0x7fffffff;
+      most = size > most ? size : most;
+    }
+    const float top = bits<float>(_mm512_reduce_max_epi32(bits<__m512i>(most)));
+    const float step = top / 127 < __FLT_MIN__ ? __FLT_MIN__ : top / 127, share = 1 / step;
+    for (int64_t i = 0; i < width; i += W) {
+      const __m512i whole = _mm512_cvtps_epi32(bits<__m512>(load<Floats>(values + i) * share));
+      store_part(call.out + row * width + i, _mm512_cvtsepi32_epi8(whole), width - i);
+    }
+    call.scale[row] = step;
+  }
+}
+
+inline void quantise(const Quantise& call, int64_t first_row, int64_t rows) {
+  switch (call.block) {
+    case 1:
+      return quantise_rows<1>(call, first_row, rows);
+    case 2:
+      return quantise_rows<2>(call, first_row, rows);
+    case 4:
+      return quantise_rows<4>(call, first_row, rows);
+    case 8:
+      return quantise_rows<8>(call, first_row, rows);
+    default:
+      return quantise_rows<16>(call, first_row, rows);
+  }
+}
+
+}  // namespace
