@@ -20,6 +20,7 @@ SOURCES = (
     "avx2",
     "avx512",
     "amx_attention",
+    "amx_norm",
     "amx_product",
 )
 

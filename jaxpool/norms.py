@@ -46,9 +46,8 @@ def _plain(x: Array, scale: Array, bias: Array | None, epsilon: float, centred: 
 def _by_kernel(x: Array, scale: Array, bias: Array | None, epsilon: float, centred: bool, dtype: Any) -> Array:
     bias = jnp.zeros(0, jnp.float32) if bias is None else bias
     rows = x.reshape(-1, x.shape[-1])
-    y = native.call(
-        "norm", jax.ShapeDtypeStruct(rows.shape, dtype), rows, scale, bias, epsilon=np.float32(epsilon), centred=centred
-    )
+    how = {"epsilon": np.float32(epsilon), "centred": centred, "kernel": "auto"}
+    y = native.call("norm", jax.ShapeDtypeStruct(rows.shape, dtype), rows, scale, bias, **how)
     return y.reshape(x.shape)
 
 

@@ -1,4 +1,4 @@
-"""Kernels laid out for the CPU's matrix unit (AMX), and the products that take them so (`native/amx_product.cc`).
+"""Kernels laid out for the CPU's vector or matrix unit, and the products that take them so (`native/product.cc`).
 
 XLA lays a kernel out anew on every call, at the cost of a quarter of the product over 512 tokens, and writes sums out
 in float32 before bias, activation and rounding, each a pass over memory. Here a kernel is laid out once, when it is
@@ -22,9 +22,10 @@ from jaxpool import native
 
 Array = jax.Array
 
-DTYPES = ("bfloat16", "int8")
-# A tile has 16 rows of 64 bytes, 4 to a column; a panel is as wide as two tiles.
-ROWS, ROW_BYTES, COLUMN_BYTES, TILES = 16, 64, 4, 2
+# By dtype, what a CPU needs for it to be worth while.
+NEEDS: Mapping[str, str] = {"float32": "avx2", "bfloat16": "amx", "int8": "amx"}
+# Outputs of a panel. An AMX tile has 16 rows, in which each of 16 outputs has 4 bytes; a panel is as wide as two.
+PANEL, ROWS, COLUMN_BYTES, TILES = 32, 16, 4, 2
 # Hugging Face's names of the activations that a product has at its end -> the kernel's.
 ACTIVATIONS: Mapping[str, str] = {
     "gelu": "gelu",
@@ -43,11 +44,12 @@ ACTIVATIONS: Mapping[str, str] = {
 @partial(jax.tree_util.register_dataclass, data_fields=["panels"], meta_fields=["inputs", "outputs"])
 @dataclass(frozen=True)
 class PackedArray:
-    """A kernel in tiles.
+    """A kernel in panels of 32 outputs.
 
     Attributes:
-        panels: [layers, panels, steps, 2, 16, 16, n] (inside a layer, without `layers`): of each 32 outputs, for every
-            16 · n inputs, two tiles of 16 outputs, whose rows hold n inputs (4 bytes) of each.
+        panels: float32 [layers, panels, inputs, 32] (inside a layer, without `layers`). In bfloat16 and int8 as tiles,
+            [layers, panels, steps, 2, 16, 16, n]: for every 16 · n inputs, two tiles of 16 outputs, whose rows hold
+            n inputs (4 bytes) of each.
         inputs: the sizes of the axes that are summed over.
         outputs: those of the others.
     """
@@ -66,30 +68,33 @@ def packs(mesh: Mesh, dtype: Any) -> bool:
     """Whether kernels of a dtype are to be packed for programs on a mesh."""
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return False
-    return jnp.dtype(dtype).name in DTYPES and "amx" in native.kernels()
+    return NEEDS.get(jnp.dtype(dtype).name) in native.kernels()
 
 
 def pack(kernel: np.ndarray, inputs: int, stacked: bool = False) -> PackedArray:
-    """A kernel [*in, *out], or with layers in front, in tiles.
+    """A kernel [*in, *out], or with layers in front, in panels.
 
     Args:
-        kernel: bfloat16 or int8.
+        kernel: float32, bfloat16 or int8.
         inputs: how many axes are inputs.
         stacked: whether the first axis is that of layers.
     """
     layers, sizes = kernel.shape[:stacked], kernel.shape[stacked:]
     ins, outs = sizes[:inputs], sizes[inputs:]
     each = COLUMN_BYTES // kernel.itemsize
-    depth, width = ROWS * each, TILES * ROWS
+    depth = ROWS * each if each > 1 else 1
     matrix = kernel.reshape(*layers, math.prod(ins), math.prod(outs))
-    missing = [(0, -matrix.shape[-2] % depth), (0, -matrix.shape[-1] % width)]
+    missing = [(0, -matrix.shape[-2] % depth), (0, -matrix.shape[-1] % PANEL)]
     raw = matrix.view(f"u{kernel.itemsize}")
     if any(behind for _, behind in missing):
         raw = np.pad(raw, [(0, 0)] * len(layers) + missing)
-    steps, panels = raw.shape[-2] // depth, raw.shape[-1] // width
-    tiles = raw.reshape(*layers, steps, ROWS, each, panels, TILES, ROWS)
-    order = [axis + len(layers) for axis in (3, 0, 4, 1, 5, 2)]
-    packed = np.ascontiguousarray(tiles.transpose(*range(len(layers)), *order))
+    steps, panels = raw.shape[-2] // depth, raw.shape[-1] // PANEL
+    if each == 1:
+        parts, order = raw.reshape(*layers, steps, panels, PANEL), (1, 0, 2)
+    else:
+        parts, order = raw.reshape(*layers, steps, ROWS, each, panels, TILES, PANEL // TILES), (3, 0, 4, 1, 5, 2)
+    behind = [axis + len(layers) for axis in order]
+    packed = np.ascontiguousarray(parts.transpose(*range(len(layers)), *behind))
     return PackedArray(packed.view(kernel.dtype), ins, outs)
 
 
@@ -103,6 +108,7 @@ def product(
     add: Array | None = None,
     dtype: Any = jnp.float32,
     scales: tuple[Array, Array] | None = None,
+    by: str = "auto",
 ) -> Array:
     """activation(x · kernel + bias) · times + add, summed in float32.
 
@@ -114,6 +120,7 @@ def product(
         times, add: [..., *out], float32 or bfloat16; one of them at most.
         dtype: of the result, float32 or bfloat16.
         scales: of 8-bit operands, summed in int32: those of x's rows [...], and of outputs [*out].
+        by: the instruction set ("avx2"), or the best that there is.
 
     Returns:
         [..., *out].
@@ -130,6 +137,7 @@ def product(
         *(_vector(value) for value in (of_rows, of_outputs, bias)),
         other,
         multiplies=times is not None,
+        kernel=by,
         activation=activation,
     )
     return y.reshape(*rows, *kernel.outputs)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpool import native
 from jaxpool.converters.rules import Index, Leaf
 from jaxpool.loading import load
 from jaxpool.packing import pack, packs
@@ -25,8 +26,9 @@ from jaxpool.quantization import QuantArray, quantise
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import param_sharding
 
-# Layers from which on a CPU's programs take too long to compile unstacked; kinds of TPU that copy stacks.
-DEEP, COPIES_STACKS = 12, ("TPU7x", "TPU v7")
+# Layers from which on a CPU's programs take too long to compile unstacked, and those of our own kernels, which are
+# little more than calls; kinds of TPU that copy stacks.
+DEEP, DEEP_OF_KERNELS, COPIES_STACKS = 12, 128, ("TPU7x", "TPU v7")
 # Leaves read at a time: files are read by threads of their own, and a disk serves a few.
 THREADS = 4
 # A stack of more bytes is put together on the devices, layer by layer, and never whole on the host.
@@ -50,7 +52,7 @@ def keeps_stacks(recipe: Recipe, mesh: Mesh) -> bool:
     if depth == 0:
         return True
     if device.platform == "cpu":
-        return depth > DEEP
+        return depth > (DEEP_OF_KERNELS if mesh.size == 1 and native.kernels() else DEEP)
     alternating = len(getattr(recipe.config, "pattern", ())) > 1
     return not (device.device_kind.startswith(COPIES_STACKS) or (device.platform == "tpu" and alternating))
 

@@ -1,4 +1,4 @@
-// Activations of a register of numbers, for AVX-512. Errors are below 3e-7 of the result or of 1, whichever is larger.
+// Activations of a register of numbers. Errors are below 3e-7 of the result or of 1, whichever is larger.
 #pragma once
 
 #include <immintrin.h>
@@ -9,10 +9,26 @@ namespace {
 
 inline Floats magnitude(Floats x) { return bits<Floats>(bits<Ints>(x) & 0x7fffffff); }
 
-// 1 / x by an estimate of 14 bits and a step of Newton's, for x from 1 to 1e30: a division takes four times as long.
+// 1 / x for x from 1 to 1e30; by AVX-512's estimate of 14 bits and a step of Newton's, a division takes four times as
+// long.
 inline Floats reciprocal(Floats x) {
+#if WIDTH == 16
   const Floats estimate = bits<Floats>(_mm512_rcp14_ps(bits<__m512>(x)));
   return estimate * (2.0f - x * estimate);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// From -end to end; of NaN one of the two.
+inline Floats clamp(Floats x, float end) {
+#if WIDTH == 16
+  const __m512 ends = _mm512_set1_ps(end);
+  return bits<Floats>(_mm512_min_ps(_mm512_max_ps(bits<__m512>(x), -ends), ends));
+#else
+  const __m256 ends = _mm256_set1_ps(end);
+  return bits<Floats>(_mm256_min_ps(_mm256_max_ps(bits<__m256>(x), -ends), ends));
+#endif
 }
 
 // exp(-x) for x ≥ 0.
@@ -35,8 +51,7 @@ struct Gelu {
                             0x1.589be4p-13f, 0x1.aad074p-18f, 0x1.91c7dep-26f};
     constexpr float kQ[] = {0x1.000000p+0f,  0x1.00535ep-2f,  0x1.d0f4fep-6f,
                             0x1.e75262p-10f, 0x1.2fab5ap-14f, 0x1.469380p-20f};
-    const __m512 end = _mm512_set1_ps(kEnd), above = _mm512_max_ps(bits<__m512>(x), -end);
-    const Floats near = bits<Floats>(_mm512_min_ps(above, end)), square = near * near;
+    const Floats near = clamp(x, kEnd), square = near * near;
     Floats p = square * kP[5] + kP[4], q = square * kQ[5] + kQ[4];
 #pragma GCC unroll 4
     for (int term = 3; term >= 0; --term) {

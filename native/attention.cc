@@ -1,6 +1,4 @@
 // Attention as a target of XLA's foreign function interface, and the choice of its kernel.
-#include <string_view>
-
 #include "handler.h"
 
 namespace jaxpool {
@@ -8,19 +6,9 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr struct {
-  const char* name;
-  bool (*here)();
-  AttentionKernel kernel;
-  bool float32;
-} kKernels[] = {{"amx", has_amx, amx, false}, {"avx512", has_avx512, avx512, true}, {"avx2", has_avx2, avx2, true}};
-
-AttentionKernel choose(std::string_view name, bool bfloat16) {
-  for (const auto& entry : kKernels) {
-    if ((name == "auto" || name == entry.name) && (bfloat16 || entry.float32) && entry.here()) return entry.kernel;
-  }
-  return nullptr;
-}
+constexpr Choice<AttentionKernel> kKernels[] = {{"amx", has_amx, amx, false, true},
+                                                {"avx512", has_avx512, avx512, true, true},
+                                                {"avx2", has_avx2, avx2, true, true}};
 
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                ffi::Buffer<ffi::S32> segments, ffi::Result<ffi::AnyBuffer> out, float scale, int64_t left,
@@ -34,7 +22,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::An
       sizes[1] != others[1] || sizes[3] != others[3] || v.dimensions() != others || out->dimensions() != sizes ||
       segments.dimensions() != sizes.first(2))
     return ffi::Error::InvalidArgument("attention: sizes do not go together");
-  const AttentionKernel kernel = choose(name, dtype == ffi::BF16);
+  const AttentionKernel kernel = choose(kKernels, name, dtype == ffi::F32);
   if (!kernel) return ffi::Error::InvalidArgument("attention: this CPU has no such kernel");
   const Attention call = {
       .q = q.untyped_data(),

@@ -3,7 +3,8 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #define WIDTH 16
-#define QUERIES 12  // 24 sums and two operands, of 32 registers
+#define ROWS 12  // 24 sums and two operands, of 32 registers
+#include "float_product.h"
 #include "float_tiles.h"
 #include "norm.h"
 #include "quantise.h"
@@ -13,3 +14,7 @@ void jaxpool::avx512(const Attention& call, int64_t row, int64_t kv_head) { atte
 void jaxpool::avx512(const Norm& call, int64_t first_row, int64_t rows) { normalise(call, first_row, rows); }
 
 void jaxpool::avx512(const Quantise& call, int64_t first_row, int64_t rows) { quantise(call, first_row, rows); }
+
+void jaxpool::avx512(const Product& call, int64_t first_row, int64_t first_column) {
+  multiply(call, first_row, first_column);
+}

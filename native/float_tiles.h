@@ -39,7 +39,7 @@ inline void product_of(int64_t count, Arguments... arguments) {
 template <class Element>
 class FloatTiles {
  public:
-  static constexpr int64_t kQueries = QUERIES, kKeys = 2 * W;
+  static constexpr int64_t kQueries = ROWS, kKeys = 2 * W;
   static constexpr int kTerms = 7;
 
   FloatTiles(const Attention& call, int64_t length)

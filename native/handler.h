@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <string_view>
 #include <utility>
 
 #include "cpu.h"
@@ -15,6 +16,25 @@ namespace jaxpool {
 namespace ffi = xla::ffi;
 
 inline bool is_float(ffi::DataType dtype) { return dtype == ffi::F32 || dtype == ffi::BF16; }
+
+// A kernel, and what it is for: operands in float32, in narrower dtypes.
+template <class Kernel>
+struct Choice {
+  std::string_view name;
+  bool (*here)();
+  Kernel kernel;
+  bool float32, narrow;
+};
+
+// The first that this CPU can run, or (by another name than "auto") that one; null if there is none.
+template <class Kernel, size_t Count>
+inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view name, bool float32) {
+  for (const auto& choice : choices) {
+    const bool fits = float32 ? choice.float32 : choice.narrow;
+    if ((name == "auto" || name == choice.name) && fits && choice.here()) return choice.kernel;
+  }
+  return nullptr;
+}
 
 // Runs item(0) … item(count - 1) on this thread and on those of the pool that are idle meanwhile; false if one threw.
 template <class Item>

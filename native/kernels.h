@@ -29,15 +29,16 @@ void amx(const Attention&, int64_t row, int64_t kv_head);     // bfloat16, summe
 
 enum class Activation { kIdentity, kGelu, kGeluTanh, kQuickGelu, kSilu, kRelu };
 
-// A dense layer: activation(x · kernel + bias), plus another array or times it, summed in float32; or, of 8-bit
-// integers with a scale for each row of x and for each output, in int32 first. The kernel lies as AMX takes it, in
-// panels of `kPanel` outputs, each a run of tiles of 16 rows of 64 bytes: for as many inputs as 64 bytes hold, two
-// tiles of 16 outputs, of which each row has 4 bytes' worth of inputs; zeros where there is no input or no output.
+// A dense layer: activation(x · kernel + bias), plus another array or times it. The kernel lies in panels of `kPanel`
+// outputs, with zeros where there is no output. In float32 a panel has a row for each input. In bfloat16, and in 8-bit
+// integers with a scale for each row of x and for each output, it lies as AMX takes it, in tiles of 16 rows of 64
+// bytes: for as many inputs as 64 bytes hold, two tiles of 16 outputs, of which each row has 4 bytes' worth of inputs;
+// zeros where there is no input. Sums are float32, of integers int32 first.
 struct Product {
   static constexpr int64_t kPanel = 32;
-  const void *x, *panels;          // [rows, inputs], [outputs, inputs] with both rounded up
-  bool int8;                       // their dtype, or bfloat16
-  const float *row_scale, *scale;  // [rows], [outputs]; of int8
+  enum DType { kFloat32, kBFloat16, kInt8 } dtype;
+  const void *x, *panels;          // [rows, inputs], [outputs, inputs] as above
+  const float *row_scale, *scale;  // [rows], [outputs]; of integers
   const float* bias;               // [outputs], or null
   Activation activation;
   const void* other;  // [rows, outputs], or null
@@ -51,7 +52,11 @@ struct Product {
 // worth fetching it for.
 constexpr int64_t kProductRows = 256, kProductColumns = 128;
 
-void amx(const Product&, int64_t first_row, int64_t first_column);
+using ProductKernel = void (*)(const Product&, int64_t first_row, int64_t first_column);
+
+void avx2(const Product&, int64_t first_row, int64_t first_column);    // float32
+void avx512(const Product&, int64_t first_row, int64_t first_column);  // float32
+void amx(const Product&, int64_t first_row, int64_t first_column);     // the others
 
 // The norm of each row in float32: by its standard deviation, or (`centred` is not set) by its root mean square.
 struct Norm {
@@ -82,6 +87,7 @@ using NormKernel = void (*)(const Norm&, int64_t first_row, int64_t rows);
 
 void avx2(const Norm&, int64_t first_row, int64_t rows);
 void avx512(const Norm&, int64_t first_row, int64_t rows);
+void amx(const Norm&, int64_t first_row, int64_t rows);
 
 // Memory of the calling thread, at an address that is a multiple of 64; the same each time, unless it grows.
 char* workspace(size_t bytes);

@@ -104,6 +104,15 @@ inline void store_floats(void* array, bool bfloat16, int64_t at, Floats from, in
     store_floats(static_cast<float*>(array) + at, from, count);
 }
 
+// Calls piece(first element, elements) for each vector of an array. Only the last may be a part of one: inlined, the
+// others are code without a branch.
+template <class Piece>
+inline void for_each_vector(int64_t size, Piece piece) {
+  int64_t i = 0;
+  for (; i + W <= size; i += W) piece(i, W);
+  if (i < size) piece(i, size - i);
+}
+
 // One of the steps of a transposition: swaps the off-diagonal blocks of `Step` lanes of every pair of rows.
 template <int Step>
 inline void exchange(Floats* rows) {

@@ -5,15 +5,20 @@ namespace jaxpool {
 
 namespace {
 
+// Best first.
+constexpr Choice<NormKernel> kKernels[] = {{"amx", has_amx, amx, true, true},
+                                           {"avx512", has_avx512, avx512, true, true},
+                                           {"avx2", has_avx2, avx2, true, true}};
+
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias,
-               ffi::Result<ffi::AnyBuffer> out, float epsilon, bool centred) {
+               ffi::Result<ffi::AnyBuffer> out, float epsilon, bool centred, std::string_view name) {
   if (!is_float(x.element_type()) || !is_float(out->element_type())) return ffi::Error::InvalidArgument("norm: dtypes");
   const auto sizes = x.dimensions();
   if (sizes.size() != 2 || out->dimensions() != sizes || scale.element_count() != size_t(sizes[1]) ||
       (bias.element_count() && bias.element_count() != size_t(sizes[1])))
     return ffi::Error::InvalidArgument("norm: sizes do not go together");
-  const NormKernel kernel = has_avx512() ? static_cast<NormKernel>(avx512) : static_cast<NormKernel>(avx2);
-  if (!has_avx2()) return ffi::Error::InvalidArgument("norm: this CPU has no such kernel");
+  const NormKernel kernel = choose(kKernels, name, true);
+  if (!kernel) return ffi::Error::InvalidArgument("norm: this CPU has no such kernel");
   const Norm call = {
       .x = x.untyped_data(),
       .x_bfloat16 = x.element_type() == ffi::BF16,
@@ -37,7 +42,8 @@ XLA_FFI_DEFINE_HANDLER(kNorm, run,
                            .Arg<ffi::Buffer<ffi::F32>>()
                            .Ret<ffi::AnyBuffer>()
                            .Attr<float>("epsilon")
-                           .Attr<bool>("centred"));
+                           .Attr<bool>("centred")
+                           .Attr<std::string_view>("kernel"));
 
 }  // namespace
 

@@ -14,27 +14,42 @@ inline Floats first(Floats x, int64_t count) {
   return x;
 }
 
-inline void normalise(const Norm& call, int64_t first_row, int64_t rows) {
+// The sum of term(0), term(W), … as lanes; several at a time, since one would wait for the other.
+template <class Term>
+inline Floats total(int64_t width, Term term) {
+  constexpr int64_t kWhole = W;
+  Floats sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * W <= width; i += 4 * W) {
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) sums[part] += term(i + part * W, kWhole);
+  }
+  for (; i + W <= width; i += W) sums[0] += term(i, kWhole);
+  if (i < width) sums[1] += term(i, width - i);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// A call of its own: the compiler must take every store for one into a call that others know.
+inline void normalise(const Norm call, int64_t first_row, int64_t rows) {
   const int64_t width = call.width;
   float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
   for (int64_t row = first_row; row < first_row + rows; ++row) {
-    Floats total = {}, squares = {};
-    for (int64_t i = 0; i < width; i += W) {
-      const Floats x = as_floats(call.x, call.x_bfloat16, row * width + i, width - i);
+    const Floats lanes = total(width, [&](int64_t i, int64_t count) {
+      const Floats x = as_floats(call.x, call.x_bfloat16, row * width + i, count);
       store(values + i, x);
-      total += x;
-    }
-    const float mean = call.centred ? sum(total) / width : 0;
-    for (int64_t i = 0; i < width; i += W) {
-      const Floats x = first(load<Floats>(values + i) - mean, width - i);
-      squares += x * x;
-    }
+      return x;
+    });
+    const float mean = call.centred ? sum(lanes) / width : 0;
+    const Floats squares = total(width, [&](int64_t i, int64_t count) {
+      const Floats x = first(load<Floats>(values + i) - mean, count);
+      return x * x;
+    });
     const float share = 1 / __builtin_sqrtf(sum(squares) / width + call.epsilon);
-    for (int64_t i = 0; i < width; i += W) {
-      Floats y = (load<Floats>(values + i) - mean) * share * as_floats(call.scale + i, width - i);
-      if (call.bias) y += as_floats(call.bias + i, width - i);
-      store_floats(call.out, call.bfloat16, row * width + i, y, width - i);
-    }
+    for_each_vector(width, [&](int64_t i, int64_t count) {
+      Floats y = (load<Floats>(values + i) - mean) * share * as_floats(call.scale + i, count);
+      if (call.bias) y += as_floats(call.bias + i, count);
+      store_floats(call.out, call.bfloat16, row * width + i, y, count);
+    });
   }
 }
 

@@ -7,6 +7,11 @@ namespace jaxpool {
 
 namespace {
 
+// Best first.
+constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, false, true},
+                                              {"avx512", has_avx512, avx512, true, false},
+                                              {"avx2", has_avx2, avx2, true, false}};
+
 constexpr struct {
   std::string_view name;
   Activation activation;
@@ -20,29 +25,32 @@ const float* or_null(ffi::Buffer<ffi::F32>& vector) { return vector.element_coun
 
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ffi::Buffer<ffi::F32> row_scale,
                ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::AnyBuffer other,
-               ffi::Result<ffi::AnyBuffer> out, std::string_view activation, bool multiplies) {
+               ffi::Result<ffi::AnyBuffer> out, std::string_view activation, bool multiplies, std::string_view name) {
   const auto dtype = x.element_type(), result = out->element_type();
   const auto* entry = std::find_if(std::begin(kActivations), std::end(kActivations),
                                    [activation](const auto& entry) { return entry.name == activation; });
   if (entry == std::end(kActivations)) return ffi::Error::InvalidArgument("product: no such activation");
-  if ((dtype != ffi::BF16 && dtype != ffi::S8) || panels.element_type() != dtype || !is_float(result) ||
+  if ((!is_float(dtype) && dtype != ffi::S8) || panels.element_type() != dtype || !is_float(result) ||
       !is_float(other.element_type()))
     return ffi::Error::InvalidArgument("product: dtypes");
   const auto sizes = x.dimensions(), outs = out->dimensions();
   if (sizes.size() != 2 || outs.size() != 2 || outs[0] != sizes[0])
     return ffi::Error::InvalidArgument("product: sizes do not go together");
-  const bool int8 = dtype == ffi::S8;
+  const bool int8 = dtype == ffi::S8, float32 = dtype == ffi::F32;
   const int64_t rows = sizes[0], inputs = sizes[1], outputs = outs[1];
-  const int64_t depth = int8 ? 64 : 32, wide = (inputs + depth - 1) / depth * depth;
+  const int64_t depth = float32 ? 1 : int8 ? 64 : 32, wide = (inputs + depth - 1) / depth * depth;
   const int64_t columns = (outputs + Product::kPanel - 1) / Product::kPanel * Product::kPanel;
   if (panels.element_count() != size_t(wide * columns) || !(is(bias, outputs) || is(bias, 0)) ||
       (other.element_count() && other.dimensions() != outs) || (int8 && !(is(row_scale, rows) && is(scale, outputs))))
     return ffi::Error::InvalidArgument("product: sizes do not go together");
-  if (!has_amx()) return ffi::Error::InvalidArgument("product: this CPU has no AMX");
+  const ProductKernel kernel = choose(kKernels, name, float32);
+  if (!kernel) return ffi::Error::InvalidArgument("product: this CPU has no such kernel");
   const Product call = {
+      .dtype = float32 ? Product::kFloat32
+               : int8  ? Product::kInt8
+                       : Product::kBFloat16,
       .x = x.untyped_data(),
       .panels = panels.untyped_data(),
-      .int8 = int8,
       .row_scale = row_scale.typed_data(),
       .scale = scale.typed_data(),
       .bias = or_null(bias),
@@ -58,8 +66,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
   };
   const int64_t down = (rows + kProductRows - 1) / kProductRows;
   const int64_t across = (outputs + kProductColumns - 1) / kProductColumns;
-  return answer(pool, down * across, [call, down](int64_t number) {
-    amx(call, number % down * kProductRows, number / down * kProductColumns);
+  return answer(pool, down * across, [call, kernel, down](int64_t number) {
+    kernel(call, number % down * kProductRows, number / down * kProductColumns);
   });
 }
 
@@ -74,7 +82,8 @@ XLA_FFI_DEFINE_HANDLER(kProduct, run,
                            .Arg<ffi::AnyBuffer>()
                            .Ret<ffi::AnyBuffer>()
                            .Attr<std::string_view>("activation")
-                           .Attr<bool>("multiplies"));
+                           .Attr<bool>("multiplies")
+                           .Attr<std::string_view>("kernel"));
 
 }  // namespace
 

@@ -22,24 +22,24 @@ inline Floats hadamard(Floats x) {
 }
 
 template <int Block>
-inline void quantise_rows(const Quantise& call, int64_t first_row, int64_t rows) {
+inline void quantise_rows(const Quantise call, int64_t first_row, int64_t rows) {
   const int64_t width = call.width;
   const float norm = 1 / __builtin_sqrtf(Block);
   float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
   for (int64_t row = first_row; row < first_row + rows; ++row) {
     Ints most = {};  // of numbers' bits without their signs, which lie as they do; NaN above all
-    for (int64_t i = 0; i < width; i += W) {
-      const Floats x = hadamard<Block / 2>(as_floats(call.x, call.bfloat16, row * width + i, width - i)) * norm;
+    for_each_vector(width, [&](int64_t i, int64_t count) {
+      const Floats x = hadamard<Block / 2>(as_floats(call.x, call.bfloat16, row * width + i, count)) * norm;
       store(values + i, x);
       const Ints size = bits<Ints>(x) & 0x7fffffff;
       most = size > most ? size : most;
-    }
+    });
     const float top = bits<float>(_mm512_reduce_max_epi32(bits<__m512i>(most)));
     const float step = top / 127 < __FLT_MIN__ ? __FLT_MIN__ : top / 127, share = 1 / step;
-    for (int64_t i = 0; i < width; i += W) {
+    for_each_vector(width, [&](int64_t i, int64_t count) {
       const __m512i whole = _mm512_cvtps_epi32(bits<__m512>(load<Floats>(values + i) * share));
-      store_part(call.out + row * width + i, _mm512_cvtsepi32_epi8(whole), width - i);
-    }
+      store_part(call.out + row * width + i, _mm512_cvtsepi32_epi8(whole), count);
+    });
     call.scale[row] = step;
   }
 }

@@ -89,3 +89,17 @@ def test_a_batch_of_calls(mesh):
     x, params = case((2, 6, 20), "float32")
     found = jax.vmap(lambda x: layer_norm(params, x, 1e-5))(x)
     np.testing.assert_array_equal(found[1], layer_norm(params, x[1], 1e-5))
+
+
+@pytest.mark.parametrize("by", native.kernels())
+@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_kernel(by, dtype, out):
+    for width in (1, 7, 16, 64, 65, 200):
+        x, params = case((70, width), dtype)
+        scale, bias = (params[name].astype(jnp.float32) for name in ("scale", "bias"))
+        how = {"epsilon": np.float32(1e-5), "centred": True, "kernel": by}
+        found = native.call("norm", jax.ShapeDtypeStruct(x.shape, out), x, scale, bias, **how)
+        wanted = exactly(x, params, 1e-5, centred=True)
+        limits = {"rtol": 1e-4, "atol": 3e-5} if out == "float32" else {"rtol": 2**-8, "atol": 1e-4}
+        np.testing.assert_allclose(np.asarray(found, np.float32), wanted, **limits)
