@@ -79,18 +79,18 @@ class Figures:
     errors: int
 
 
-def start(name: str, model: str, log: Path, cache: Path) -> Server:
+def start(name: str, model: str, dtype: str, log: Path, cache: Path) -> Server:
     """Starts a server and waits until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {"HF_HUB_OFFLINE": "1"}
     if name == "jaxpool":
-        command = [sys.executable, "-m", "jaxpool", "serve", model]
+        command = [sys.executable, "-m", "jaxpool", "serve", model, "--dtype", dtype]
     else:
         python = vllm_python(cache)
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
-        command += ["--enforce-eager", "--dtype", "float32", "--disable-uvicorn-access-log"]
+        command += ["--enforce-eager", "--dtype", dtype, "--disable-uvicorn-access-log"]
         own |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
         own |= {"LD_PRELOAD": preloaded(python)}
     with log.open("wb") as output:
@@ -208,6 +208,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__.splitlines()[0])
     parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=["jaxpool", "vllm"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of both")
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--batch", type=int, default=1, help="texts of a request")
@@ -223,7 +224,7 @@ def main() -> None:
     servers: list[Server] = []
     try:
         for name in ["jaxpool"] if arguments.soak else arguments.servers:
-            servers.append(start(name, model, logs / f"serve-{name}.log", arguments.cache))
+            servers.append(start(name, model, arguments.dtype, logs / f"serve-{name}.log", arguments.cache))
             servers[-1].signal(signal.SIGSTOP)
         if arguments.soak:
             soak(servers[0], arguments.soak, model)

@@ -89,7 +89,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     where = Slice.parse(args.topology)
     recipe = replace(read_recipe(hub.resolve(args.model, args.revision)), quantization=check_kind(args.quantization))
-    dtype = resolve_dtype(args.dtype, where.chip.platform)
+    dtype = resolve_dtype(args.dtype, where.chip.platform, recipe.quantization)
     found = plan_slice(recipe, dtype, where)
     able = found.best is not None and where.chip.platform == "tpu" and missing() is None
     if args.compile or (args.compile is None and able):

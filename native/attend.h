@@ -29,23 +29,36 @@ inline void store_weights(float* to, Floats from) { store(to, from); }
 // exact where it matters, however large the scores.
 template <int Terms, class Weight>
 inline float softmax(const float* scores, Weight* weights, Range seen, float scale) {
-  Floats most = load<Floats>(scores + seen.first);
-  for (int64_t key = seen.first + W; key < seen.last; key += W) {
-    const Floats next = load<Floats>(scores + key);
-    most = next > most ? next : most;
+  // A tile of keys is two registers or four: as many chains of maxima and of sums.
+  Floats most[2] = {load<Floats>(scores + seen.first), load<Floats>(scores + seen.first + W)}, total[2] = {};
+  for (int64_t key = seen.first + 2 * W; key < seen.last; key += 2 * W) {
+    for (int half = 0; half < 2; ++half) {
+      const Floats next = load<Floats>(scores + key + half * W);
+      most[half] = next > most[half] ? next : most[half];
+    }
   }
-  const float top = largest(most);
-  Floats total = {};
-  for (int64_t key = seen.first; key < seen.last; key += W) {
-    const Floats weight = exp2<Terms>((load<Floats>(scores + key) - top) * scale);
-    total += weight;
-    store_weights(weights + key, weight);
+  const float top = largest(most[1] > most[0] ? most[1] : most[0]);
+  for (int64_t key = seen.first; key < seen.last; key += 2 * W) {
+    for (int half = 0; half < 2; ++half) {
+      const Floats weight = exp2<Terms>((load<Floats>(scores + key + half * W) - top) * scale);
+      total[half] += weight;
+      store_weights(weights + key + half * W, weight);
+    }
   }
-  return sum(total);
+  return sum(total[0] + total[1]);
 }
 
-inline void hide(float* scores, int64_t from, int64_t to) {
-  for (int64_t key = from; key < to; ++key) scores[key] = -__builtin_inff();
+// Hides what a query does not see of the tiles' keys; by whole registers, as they are read again at once.
+inline void hide(float* scores, Range seen, Range own) {
+  Ints lanes;
+  for (int lane = 0; lane < W; ++lane) lanes[lane] = lane;
+  const auto hide_in = [&](int64_t key) {
+    const Ints keys = lanes + static_cast<int32_t>(key);
+    const Ints sees = (keys >= static_cast<int32_t>(own.first)) & (keys < static_cast<int32_t>(own.last));
+    store(scores + key, sees ? load<Floats>(scores + key) : Floats{} - __builtin_inff());
+  };
+  for (int64_t key = seen.first; key < own.first; key += W) hide_in(key);
+  for (int64_t key = own.last / W * W; key < seen.last; key += W) hide_in(key);
 }
 
 // Which keys of its sequence a query sees.
@@ -70,8 +83,7 @@ inline void attend_sequence(const Attention& call, int64_t row, int64_t kv_head,
       for (int64_t i = 0; i < count; ++i) {
         const Range own = range(call, start + i, length);
         float* scores = tiles.scores_of(i);
-        hide(scores, seen.first, own.first);
-        hide(scores, own.last, seen.last);
+        hide(scores, seen, own);
         sums[i] = softmax<Tiles::kTerms>(scores, tiles.weights_of(i), seen, scale);
       }
       tiles.mix(count, seen);

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.corpus import docstrings
-from jaxpool import LLM
+from jaxpool import LLM, native
 from jaxpool.layers import einsum
+from jaxpool.llm import resolve_dtype
 from jaxpool.params import ParamSpec, flatten
 from jaxpool.placement import load_to_mesh
 from jaxpool.program import device_specs, param_specs
-from jaxpool.quantization import LARGEST, QuantArray, check_kind, quantise, quantised_specs, rotate
+from jaxpool.quantization import LARGEST, QuantArray, check_kind, quantise, quantised_specs, rotate, round_rows
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import make_mesh
 from tests.tiny import tiny_bert, tiny_jina
@@ -141,3 +142,30 @@ def test_adapters_beside_quantised_kernels(tmp_path):
     with LLM(directory, dtype="float32", quantization="int8") as llm:
         found = llm.embed_array(texts)
     assert (found * wanted).sum(1).min() >= 0.995
+
+
+def test_the_dtype_between_8_bit_products(monkeypatch):
+    monkeypatch.setattr(native, "kernels", lambda: ("amx", "avx512", "avx2"))
+    assert resolve_dtype("auto", "cpu", "int8") == jnp.bfloat16
+    assert resolve_dtype("float32", "cpu", "int8") == jnp.float32
+    assert resolve_dtype("auto", "cpu", "int8_weight_only") == resolve_dtype("auto", "cpu") == jnp.float32
+    monkeypatch.setattr(native, "kernels", lambda: ("avx512", "avx2"))
+    assert resolve_dtype("auto", "cpu", "int8") == jnp.float32
+
+
+@pytest.mark.skipif("avx512" not in native.kernels(), reason="rows are rounded by XLA here")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((5, 64), 1), ((3, 4, 40), 1), ((2, 3, 4, 12), 2), ((7, 1), 1), ((6, 3, 33), 2)]
+)
+def test_rows_are_rounded_by_our_own_kernel_as_by_xla(shape, axes, dtype):
+    x = jnp.asarray(5 * np.random.default_rng(0).standard_normal(shape, np.float32), dtype).at[0].set(0)
+    by_xla = jax.jit(lambda x: round_rows(x, axes))(x)
+    with jax.set_mesh(make_mesh(jax.local_devices()[:1])):
+        lowered = jax.jit(lambda x: round_rows(x, axes)).lower(x)
+        assert "jaxpool_quantise" in lowered.as_text()
+        values, step = lowered.compile()(x)
+    assert (values.shape, step.shape) == (by_xla[0].shape, by_xla[1].shape)
+    assert np.abs(np.asarray(values, int) - np.asarray(by_xla[0], int)).max() <= 1  # where it lies in the middle
+    np.testing.assert_allclose(step, by_xla[1], rtol=1e-6)
+    assert not np.asarray(values)[0].any()
