@@ -89,13 +89,12 @@ def pack(kernel: np.ndarray, inputs: int, stacked: bool = False) -> PackedArray:
     if any(behind for _, behind in missing):
         raw = np.pad(raw, [(0, 0)] * len(layers) + missing)
     steps, panels = raw.shape[-2] // depth, raw.shape[-1] // PANEL
+    cut: tuple[int, ...] = (steps, panels, PANEL)
     order: tuple[int, ...] = (1, 0, 2)
-    parts = raw.reshape(*layers, steps, panels, PANEL)
     if each > 1:
-        order = (3, 0, 4, 1, 5, 2)
-        parts = raw.reshape(*layers, steps, ROWS, each, panels, TILES, PANEL // TILES)
-    behind = [axis + len(layers) for axis in order]
-    packed = np.ascontiguousarray(parts.transpose(*range(len(layers)), *behind))
+        cut, order = (steps, ROWS, each, panels, TILES, PANEL // TILES), (3, 0, 4, 1, 5, 2)
+    axes = (*range(len(layers)), *(axis + len(layers) for axis in order))
+    packed = np.ascontiguousarray(raw.reshape(*layers, *cut).transpose(axes))
     return PackedArray(packed.view(kernel.dtype), ins, outs)
 
 
