@@ -36,7 +36,20 @@ inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view na
   return nullptr;
 }
 
-// Runs item(0) … item(count - 1) on this thread and on those of the pool that are idle meanwhile; false if one threw.
+// One of the calls that are computed at this moment, each on a thread outside XLA's pool.
+class Call {
+ public:
+  Call() { ++count_; }
+  ~Call() { --count_; }
+  Call(const Call&) = delete;
+  static int64_t count() { return count_; }
+
+ private:
+  inline static std::atomic<int64_t> count_ = 0;
+};
+
+// Runs item(0) … item(count - 1) on this thread, and on as many of the pool as there are cores that no other call of
+// ours keeps busy: with a stream on each core they would only wait for each other. False if an item threw.
 template <class Item>
 inline bool share_out(ffi::ThreadPool& pool, int64_t count, Item item) {
   struct Progress {
@@ -55,7 +68,9 @@ inline bool share_out(ffi::ThreadPool& pool, int64_t count, Item item) {
       if (++progress->done == count) progress->done.notify_all();
     }
   };
-  for (int64_t helper = 1; helper < count && helper < pool.num_threads(); ++helper) {
+  const Call call;
+  const int64_t cores = pool.num_threads() - Call::count() + 1;
+  for (int64_t helper = 1; helper < count && helper < cores; ++helper) {
     auto copy = work;
     pool.Schedule(std::move(copy));
   }
