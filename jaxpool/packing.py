@@ -1,6 +1,6 @@
 """Kernels laid out for the CPU's vector or matrix unit, and the products that take them so (`native/product.cc`).
 
-XLA lays a kernel out anew on every call, at the cost of a quarter of the product over 512 tokens, and writes sums out
+XLA lays a kernel out anew on every call, at the cost of a fifth of the product over 512 tokens, and writes sums out
 in float32 before bias, activation and rounding, each a pass over memory. Here a kernel is laid out once, when it is
 loaded, and the rest happens to sums that are still in the cache (docs/performance.md).
 """
