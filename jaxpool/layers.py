@@ -104,7 +104,7 @@ def _packed_dense(
     add: Array | None = None,
     dtype: Any = jnp.float32,
 ) -> Array:
-    """`dense` where the kernel lies as the CPU's matrix unit takes it."""
+    """`dense` where the kernel lies as our own kernels for CPUs take it."""
     own = packing.ACTIVATIONS.get(activation)
     if own is None:
         return finish(_packed_dense(x, kernel), bias, activation, times, add, dtype)

@@ -9,11 +9,15 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxpool.log import once
 from jaxpool.sharding import platform
 
 Array = jax.Array
+
+# Of floats, what the kernels take and give.
+DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 @cache

@@ -14,8 +14,6 @@ from jaxpool.params import Tree
 
 Array = jax.Array
 
-DTYPES = (jnp.float32, jnp.bfloat16)
-
 
 def layer_norm(params: Tree, x: Array, epsilon: float, *, dtype: Any = jnp.float32) -> Array:
     """LayerNorm (two-pass variance, as torch's): `scale`, and `bias` if there is one."""
@@ -29,7 +27,7 @@ def rms_norm(params: Tree, x: Array, epsilon: float, offset: float = 0.0, *, dty
 
 
 def _norm(x: Array, scale: Array, bias: Array | None, epsilon: float, centred: bool, dtype: Any) -> Array:
-    if native.here() and x.dtype in DTYPES and dtype in DTYPES:
+    if native.here() and x.dtype in native.DTYPES and dtype in native.DTYPES:
         return _by_kernel(x, scale, bias, epsilon, centred, dtype)
     return _plain(x, scale, bias, epsilon, centred).astype(dtype)
 

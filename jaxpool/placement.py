@@ -105,7 +105,7 @@ def load_to_mesh(
 
 
 def packed(params: Tree, recipe: Recipe, mesh: Mesh) -> Tree:
-    """The same parameters, with the layers' kernels laid out as the CPU's matrix unit takes them, where it has one.
+    """The same parameters, with the layers' kernels laid out for our own products on CPUs, where there are some.
 
     Args:
         params: on the mesh; kernels that are packed are not kept there.

@@ -69,7 +69,7 @@ class QuantArray:
 
 def round_rows(x: Array, axes: int) -> tuple[Array, Array]:
     """Activations, rotated, as 8-bit integers, and each row's scale; a row is the last `axes` axes, then of size 1."""
-    if native.here() and "avx512" in native.kernels() and x.dtype in (jnp.float32, jnp.bfloat16):
+    if native.here() and "avx512" in native.kernels() and x.dtype in native.DTYPES:
         rows = x.shape[: x.ndim - axes]
         whole = jax.ShapeDtypeStruct((math.prod(rows), math.prod(x.shape[x.ndim - axes :])), jnp.int8)
         each = jax.ShapeDtypeStruct(whole.shape[:1], jnp.float32)

@@ -3,38 +3,9 @@
 #pragma once
 
 #include "attend.h"
+#include "float_block.h"
 
 namespace {
-
-// out [M, 2W] = a [M, depth] · b, of which two panels of [depth, W] lie `panel` numbers apart.
-template <int M>
-inline void product(const float* a, int64_t a_stride, const float* b, int64_t panel, int64_t depth, float* out,
-                    int64_t out_stride) {
-  Floats sums[M][2] = {};
-  for (int64_t step = 0; step < depth; ++step) {
-    const Floats left = load<Floats>(b + step * W), right = load<Floats>(b + panel + step * W);
-#pragma GCC unroll 16
-    for (int row = 0; row < M; ++row) {
-      const float x = a[row * a_stride + step];
-      sums[row][0] += x * left;
-      sums[row][1] += x * right;
-    }
-  }
-#pragma GCC unroll 16
-  for (int row = 0; row < M; ++row) {
-    store(out + row * out_stride, sums[row][0]);
-    store(out + row * out_stride + W, sums[row][1]);
-  }
-}
-
-// Calls product<count>, for a count from 1 to M.
-template <int M, class... Arguments>
-inline void product_of(int64_t count, Arguments... arguments) {
-  if constexpr (M > 1) {
-    if (count < M) return product_of<M - 1>(count, arguments...);
-  }
-  product<M>(arguments...);
-}
 
 template <class Element>
 class FloatTiles {
@@ -76,13 +47,16 @@ class FloatTiles {
               as_floats(q + i * call_.heads * call_.width + feature, call_.width - feature));
     }
     for (int64_t key = seen.first; key < seen.last; key += kKeys)
-      product_of<kQueries>(count, queries_, wide_, keys_ + key * wide_, W * wide_, call_.width, scores_ + key, stride_);
+      product_of<kQueries, W, false>(count, queries_, wide_, keys_ + key * wide_, keys_ + (key + W) * wide_,
+                                     call_.width, scores_ + key, stride_);
   }
 
   void mix(int64_t count, Range seen) {
-    for (int64_t feature = 0; feature < wide_; feature += 2 * W)
-      product_of<kQueries>(count, scores_ + seen.first, stride_, values_ + feature * stride_ + seen.first * W,
-                           W * stride_, seen.last - seen.first, mixed_ + feature, wide_);
+    for (int64_t feature = 0; feature < wide_; feature += 2 * W) {
+      const float* values = values_ + feature * stride_ + seen.first * W;
+      product_of<kQueries, W, false>(count, scores_ + seen.first, stride_, values, values + W * stride_,
+                                     seen.last - seen.first, mixed_ + feature, wide_);
+    }
   }
 
   float* scores_of(int64_t query) { return scores_ + query * stride_; }

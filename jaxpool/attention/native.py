@@ -16,11 +16,9 @@ import numpy as np
 
 from jaxpool.attention import plain
 from jaxpool.attention.mask import AttentionMask, Options
-from jaxpool.native import call, kernels
+from jaxpool.native import DTYPES, call, kernels
 
 Array = jax.Array
-
-DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
