@@ -5,10 +5,12 @@ Without them jaxpool is complete, and slower on x86 CPUs; a build that fails is 
 
 import platform
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SOURCES = (
     "module",
@@ -25,18 +27,25 @@ SOURCES = (
 )
 
 
+class BuildOnce(build_ext):
+    """Keeps what it built under `build/`: installing an extra into an editable checkout need not compile all anew."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_lib = f"build/kernels-{sys.implementation.cache_tag}-jaxlib-{version('jaxlib')}"
+
+
 def kernels() -> list[Extension]:
     """The module `jaxpool._native`, on x86-64 Linux; XLA's headers come with jaxlib."""
     jaxlib = find_spec("jaxlib")
     if jaxlib is None or jaxlib.origin is None or (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return []
     headers = Path(jaxlib.origin).parent / "include"
-    own = sorted(map(str, Path("native").glob("*.h")))
     return [
         Extension(
             "jaxpool._native",
             sources=[f"native/{name}.cc" for name in SOURCES],
-            depends=[*own, str(headers / "xla/ffi/api/c_api.h")],
+            depends=["setup.py", *sorted(map(str, Path("native").glob("*.h")))],
             extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", f"-isystem{headers}"],
             language="c++",
             optional=True,
@@ -44,4 +53,4 @@ def kernels() -> list[Extension]:
     ]
 
 
-setup(ext_modules=kernels())
+setup(ext_modules=kernels(), cmdclass={"build_ext": BuildOnce})
