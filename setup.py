@@ -30,7 +30,7 @@ SOURCES = (
 class BuildOnce(build_ext):
     """Keeps what it built under `build/`: installing an extra into an editable checkout need not compile all anew."""
 
-    def finalize_options(self) -> None:
+    def finalize_options(self) -> None:  # noqa: D102 (setuptools')
         super().finalize_options()
         self.build_lib = f"build/kernels-{sys.implementation.cache_tag}-jaxlib-{version('jaxlib')}"
 

@@ -22,8 +22,8 @@ from jaxpool import native
 
 Array = jax.Array
 
-# By dtype, what a CPU needs for it to be worth while.
-NEEDS: Mapping[str, str] = {"float32": "avx2", "bfloat16": "amx", "int8": "amx"}
+# Of kernels that can be packed.
+DTYPES = ("float32", "bfloat16", "int8")
 # Outputs of a panel. An AMX tile has 16 rows, in which each of 16 outputs has 4 bytes; a panel is as wide as two.
 PANEL, ROWS, COLUMN_BYTES, TILES = 32, 16, 4, 2
 # Hugging Face's names of the activations that a product has at its end -> the kernel's.
@@ -49,7 +49,7 @@ class PackedArray:
     Attributes:
         panels: float32 [layers, panels, inputs, 32] (inside a layer, without `layers`). In bfloat16 and int8 as tiles,
             [layers, panels, steps, 2, 16, 16, n]: for every 16 · n inputs, two tiles of 16 outputs, whose rows hold
-            n inputs (4 bytes) of each.
+            n inputs (4 bytes) of each, as AMX takes them. Vector units widen them (`native/operands.h`).
         inputs: the sizes of the axes that are summed over.
         outputs: those of the others.
     """
@@ -68,7 +68,7 @@ def packs(mesh: Mesh, dtype: Any) -> bool:
     """Whether kernels of a dtype are to be packed for programs on a mesh."""
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return False
-    return NEEDS.get(jnp.dtype(dtype).name) in native.kernels()
+    return jnp.dtype(dtype).name in DTYPES and bool(native.kernels())
 
 
 def pack(kernel: np.ndarray, inputs: int, stacked: bool = False) -> PackedArray:

@@ -67,13 +67,18 @@ class QuantArray:
         return y * step.reshape(*step.shape[:-summed], *(1,) * (len(kernel) - summed)) * self.scale
 
 
-def round_rows(x: Array, axes: int) -> tuple[Array, Array]:
-    """Activations, rotated, as 8-bit integers, and each row's scale; a row is the last `axes` axes, then of size 1."""
-    if native.here() and "avx512" in native.kernels() and x.dtype in native.DTYPES:
+def round_rows(x: Array, axes: int, by: str = "auto") -> tuple[Array, Array]:
+    """Activations, rotated, as 8-bit integers, and each row's scale; a row is the last `axes` axes, then of size 1.
+
+    `by` is the instruction set of our own kernel, where there is one; by itself the best.
+    """
+    if native.here() and x.dtype in native.DTYPES:
         rows = x.shape[: x.ndim - axes]
         whole = jax.ShapeDtypeStruct((math.prod(rows), math.prod(x.shape[x.ndim - axes :])), jnp.int8)
         each = jax.ShapeDtypeStruct(whole.shape[:1], jnp.float32)
-        rounded, step = native.call("quantise", (whole, each), x.reshape(whole.shape), block=np.int64(_block(x)))
+        rounded, step = native.call(
+            "quantise", (whole, each), x.reshape(whole.shape), block=np.int64(_block(x)), kernel=by
+        )
         return rounded.reshape(x.shape), step.reshape(*rows, *(1,) * axes)
     with jax.default_matmul_precision("highest"):  # float32 is float32 on every platform
         x = rotate(x.astype(jnp.float32))

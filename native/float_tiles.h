@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attend.h"
-#include "float_block.h"
+#include "block.h"
 
 namespace {
 

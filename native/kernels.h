@@ -54,9 +54,9 @@ constexpr int64_t kProductRows = 256, kProductColumns = 128;
 
 using ProductKernel = void (*)(const Product&, int64_t first_row, int64_t first_column);
 
-void avx2(const Product&, int64_t first_row, int64_t first_column);    // float32
-void avx512(const Product&, int64_t first_row, int64_t first_column);  // float32
-void amx(const Product&, int64_t first_row, int64_t first_column);     // the others
+void avx2(const Product&, int64_t first_row, int64_t first_column);
+void avx512(const Product&, int64_t first_row, int64_t first_column);
+void amx(const Product&, int64_t first_row, int64_t first_column);  // bfloat16 and 8-bit integers
 
 // The norm of each row in float32: by its standard deviation, or (`centred` is not set) by its root mean square.
 struct Norm {
@@ -70,6 +70,12 @@ struct Norm {
   int64_t rows, width;
 };
 
+using NormKernel = void (*)(const Norm&, int64_t first_row, int64_t rows);
+
+void avx2(const Norm&, int64_t first_row, int64_t rows);
+void avx512(const Norm&, int64_t first_row, int64_t rows);
+void amx(const Norm&, int64_t first_row, int64_t rows);
+
 // Rows as 8-bit integers times a scale each, after every `block` features have been multiplied by Sylvester's Hadamard
 // matrix over the root of its size.
 struct Quantise {
@@ -81,13 +87,10 @@ struct Quantise {
   int64_t rows, width;
 };
 
+using QuantiseKernel = void (*)(const Quantise&, int64_t first_row, int64_t rows);
+
+void avx2(const Quantise&, int64_t first_row, int64_t rows);
 void avx512(const Quantise&, int64_t first_row, int64_t rows);
-
-using NormKernel = void (*)(const Norm&, int64_t first_row, int64_t rows);
-
-void avx2(const Norm&, int64_t first_row, int64_t rows);
-void avx512(const Norm&, int64_t first_row, int64_t rows);
-void amx(const Norm&, int64_t first_row, int64_t rows);
 
 // Memory of the calling thread, at an address that is a multiple of 64; the same each time, unless it grows.
 char* workspace(size_t bytes);

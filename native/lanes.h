@@ -16,6 +16,7 @@ constexpr int W = WIDTH;
 typedef float Floats __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+typedef int8_t Bytes __attribute__((vector_size(W)));
 
 // The bits of a bfloat16.
 struct BFloat16 {
@@ -59,10 +60,23 @@ inline Vector load_part(const void* from, int64_t bytes) {
   return there;
 }
 
+// Between sizes of lanes; GCC's own conversions take it several instructions, or one for each lane.
+#if WIDTH == 16
+inline Ints as_ints(Halves x) { return bits<Ints>(_mm512_cvtepu16_epi32(bits<__m256i>(x))); }
+inline Bytes as_bytes(Ints x) { return bits<Bytes>(_mm512_cvtsepi32_epi8(bits<__m512i>(x))); }
+#else
+inline Ints as_ints(Halves x) { return bits<Ints>(_mm256_cvtepu16_epi32(bits<__m128i>(x))); }
+inline Bytes as_bytes(Ints x) {
+  const __m256i all = bits<__m256i>(x);
+  const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  return bits<Bytes>(_mm_cvtsi128_si64(_mm_packs_epi16(shorts, shorts)));
+}
+#endif
+
 inline Floats as_floats(const float* from, int64_t count) { return load_part<Floats>(from, count * sizeof(float)); }
 
 inline Floats as_floats(const BFloat16* from, int64_t count) {
-  return bits<Floats>(__builtin_convertvector(load_part<Halves>(from, count * sizeof(BFloat16)), Ints) << 16);
+  return bits<Floats>(as_ints(load_part<Halves>(from, count * sizeof(BFloat16))) << 16);
 }
 
 // Of an array of either dtype, from the element `at`.
@@ -104,12 +118,12 @@ inline void store_floats(void* array, bool bfloat16, int64_t at, Floats from, in
     store_floats(static_cast<float*>(array) + at, from, count);
 }
 
-// Calls piece(first element, elements) for each vector of an array. Only the last may be a part of one: inlined, the
-// others are code without a branch.
-template <class Piece>
+// Calls piece(first element, elements) for each vector, or `Step` elements, of an array. Only the last may be a part of
+// them: inlined, the others are code without a branch.
+template <int Step = W, class Piece>
 inline void for_each_vector(int64_t size, Piece piece) {
   int64_t i = 0;
-  for (; i + W <= size; i += W) piece(i, W);
+  for (; i + Step <= size; i += Step) piece(i, Step);
   if (i < size) piece(i, size - i);
 }
 
@@ -166,19 +180,19 @@ inline Floats exp2(Floats x) {
 }
 
 // Lanes in another order: each changes places with the one `Step` away.
-template <int Step>
-inline Floats swapped(Floats x) {
+template <int Step, class Vector>
+inline Vector swapped(Vector x) {
   Ints from;
   for (int lane = 0; lane < W; ++lane) from[lane] = lane ^ Step;
   return __builtin_shuffle(x, from);
 }
 
-template <int Step = W / 2>
-inline float largest(Floats x) {
+template <int Step = W / 2, class Vector>
+inline auto largest(Vector x) {
   if constexpr (Step == 0)
     return x[0];
   else {
-    const Floats other = swapped<Step>(x);
+    const Vector other = swapped<Step>(x);
     return largest<Step / 2>(other > x ? other : x);
   }
 }

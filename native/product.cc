@@ -9,8 +9,8 @@ namespace {
 
 // Best first.
 constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, false, true},
-                                              {"avx512", has_avx512, avx512, true, false},
-                                              {"avx2", has_avx2, avx2, true, false}};
+                                              {"avx512", has_avx512, avx512, true, true},
+                                              {"avx2", has_avx2, avx2, true, true}};
 
 constexpr struct {
   std::string_view name;

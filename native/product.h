@@ -81,10 +81,10 @@ class Ending {
   Floats bias_[kHalves], scale_[kHalves];
 };
 
-// A kernel for each activation, in the order of jaxpool::Activation, and each dtype of the result.
-template <template <class Activation, class Out> class Compute>
-inline void dispatch(const Product& call, int64_t first_row, int64_t first_column) {
-  using Run = void (*)(const Product&, int64_t, int64_t);
+// Computes with the call's activation and the dtype of its result; activations are in the order of jaxpool::Activation.
+template <template <class Activation, class Out> class Compute, class... Arguments>
+inline void dispatch(const Product& call, Arguments... arguments) {
+  using Run = void (*)(const Product&, Arguments...);
   static constexpr Run kRun[][2] = {
       {Compute<Identity, float>::run, Compute<Identity, BFloat16>::run},
       {Compute<Gelu, float>::run, Compute<Gelu, BFloat16>::run},
@@ -93,7 +93,7 @@ inline void dispatch(const Product& call, int64_t first_row, int64_t first_colum
       {Compute<Silu, float>::run, Compute<Silu, BFloat16>::run},
       {Compute<Relu, float>::run, Compute<Relu, BFloat16>::run},
   };
-  kRun[static_cast<int>(call.activation)][call.bfloat16](call, first_row, first_column);
+  kRun[static_cast<int>(call.activation)][call.bfloat16](call, arguments...);
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
-// Rows of 8-bit integers, for AVX-512: each block of features is multiplied by a Hadamard matrix first.
+// Rows of 8-bit integers: each block of features is multiplied by a Hadamard matrix first.
 #pragma once
-
-#include <immintrin.h>
 
 #include "lanes.h"
 
@@ -23,22 +21,35 @@ inline Floats hadamard(Floats x) {
 
 template <int Block>
 inline void quantise_rows(const Quantise call, int64_t first_row, int64_t rows) {
+  constexpr int kStep = Block > W ? Block : W;
+  constexpr float kRounding = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
   const int64_t width = call.width;
   const float norm = 1 / __builtin_sqrtf(Block);
   float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
   for (int64_t row = first_row; row < first_row + rows; ++row) {
     Ints most = {};  // of numbers' bits without their signs, which lie as they do; NaN above all
-    for_each_vector(width, [&](int64_t i, int64_t count) {
-      const Floats x = hadamard<Block / 2>(as_floats(call.x, call.bfloat16, row * width + i, count)) * norm;
-      store(values + i, x);
-      const Ints size = bits<Ints>(x) & 0x7fffffff;
-      most = size > most ? size : most;
+    for_each_vector<kStep>(width, [&](int64_t i, int64_t count) {
+      Floats x[kStep / W];
+      for (int part = 0; part < kStep / W; ++part)
+        x[part] = as_floats(call.x, call.bfloat16, row * width + i + part * W, count - part * W);
+      if constexpr (kStep > W) {
+        static_assert(kStep == 2 * W);
+        const Floats near = x[0], far = x[1];
+        x[0] = near + far;
+        x[1] = near - far;
+      }
+      for (int part = 0; part < kStep / W; ++part) {
+        const Floats y = hadamard<(Block > W ? W : Block) / 2>(x[part]) * norm;
+        store(values + i + part * W, y);
+        const Ints size = bits<Ints>(y) & 0x7fffffff;
+        most = size > most ? size : most;
+      }
     });
-    const float top = bits<float>(_mm512_reduce_max_epi32(bits<__m512i>(most)));
+    const float top = bits<float>(largest(most));
     const float step = top / 127 < __FLT_MIN__ ? __FLT_MIN__ : top / 127, share = 1 / step;
     for_each_vector(width, [&](int64_t i, int64_t count) {
-      const __m512i whole = _mm512_cvtps_epi32(bits<__m512>(load<Floats>(values + i) * share));
-      store_part(call.out + row * width + i, _mm512_cvtsepi32_epi8(whole), count);
+      const Ints whole = bits<Ints>(load<Floats>(values + i) * share + kRounding) - bits<int32_t>(kRounding);
+      store_part(call.out + row * width + i, as_bytes(whole), count);
     });
     call.scale[row] = step;
   }

@@ -20,9 +20,8 @@ from tests.tiny import tiny_bert
 KERNELS = native.kernels()
 if not KERNELS:
     pytest.skip("there are no kernels of our own here", allow_module_level=True)
-# Of each instruction set, what it multiplies.
-DTYPES = {"amx": "bfloat16", "avx512": "float32", "avx2": "float32"}
-needs_amx = pytest.mark.skipif("amx" not in KERNELS, reason="8-bit products need a CPU with AMX")
+# Each instruction set with what it multiplies of floats; all multiply 8-bit integers.
+FLOATS = [(by, dtype) for by in KERNELS for dtype in ("float32", "bfloat16") if (by, dtype) != ("amx", "float32")]
 # A panel has 32 outputs, a tile 16 rows; a step takes 32 inputs (bfloat16) or 64 (int8). Float32 sums are held for 384.
 ROWS = ((1,), (16,), (17,), (3, 11), (300,), (513,))
 SIZES = (((64,), (96,)), ((40,), (3, 5)), ((2, 33), (70,)), ((1,), (1,)), ((2, 4, 16), (32,)), ((800,), (300,)))
@@ -43,9 +42,20 @@ def exactly(x, kernel, ins):
     return (rows @ matrix).reshape(*x.shape[: x.ndim - len(ins)], *kernel.shape[len(ins) :])
 
 
-@pytest.fixture(params=KERNELS)
-def by(request):
+@pytest.fixture(params=FLOATS, ids="-".join)
+def unit(request):
     return request.param
+
+
+@pytest.fixture
+def by(unit):
+    return unit[0]
+
+
+@pytest.fixture
+def takes(unit):
+    """The dtype of the operands."""
+    return unit[1]
 
 
 def equation(ins, outs):
@@ -60,9 +70,9 @@ def error(found, wanted):
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_a_product(by, rows, sizes):
+def test_a_product(by, takes, rows, sizes):
     ins, outs = sizes
-    x, kernel, bias = case(rows, ins, outs, dtype=DTYPES[by])
+    x, kernel, bias = case(rows, ins, outs, dtype=takes)
     wanted, packed = exactly(x, kernel, ins), pack(kernel, len(ins))
     found = jax.jit(lambda x: product(x, packed, by=by))(x)
     assert (found.shape, found.dtype) == (wanted.shape, jnp.float32)
@@ -78,8 +88,6 @@ def test_a_layer(sizes, dtype):
     """As it is called: packed or not, the same but for roundings."""
     ins, outs = sizes
     x, kernel, bias = case((2, 9), ins, outs, dtype=dtype)
-    if not packs(make_mesh(jax.devices("cpu")[:1]), dtype):
-        pytest.skip(f"no kernels of our own for {dtype} here")
     plain, packed = ({"kernel": k, "bias": bias} for k in (jnp.asarray(kernel), pack(kernel, len(ins))))
     np.testing.assert_allclose(
         dense(packed, x, equation(ins, outs)), dense(plain, x, equation(ins, outs)), rtol=1e-5, atol=1e-5
@@ -94,9 +102,9 @@ def test_a_layer(sizes, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_what_follows_it(by, activation, dtype):
+def test_what_follows_it(by, takes, activation, dtype):
     ins, outs = (96,), (72,)
-    x, kernel, bias = case((50,), ins, outs, dtype=DTYPES[by])
+    x, kernel, bias = case((50,), ins, outs, dtype=takes)
     other = np.random.default_rng(1).standard_normal((50, 72), np.float32)
     with jax.enable_x64():
         wanted = np.asarray(ACTIVATIONS[activation](jnp.asarray(exactly(x, kernel, ins) + bias, jnp.float64)))
@@ -117,10 +125,10 @@ def test_what_follows_it(by, activation, dtype):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu", "silu", "relu"])
-def test_activations_of_every_size(by, activation):
+def test_activations_of_every_size(by, takes, activation):
     """An identity kernel passes numbers through: near 0, in the tails, huge, infinite, NaN."""
     x = np.concatenate([np.linspace(-12, 12, 4001), 10.0 ** np.arange(-30, 31), -(10.0 ** np.arange(-30, 31))])
-    x = np.resize(x, (129, 32)).astype(jnp.dtype(DTYPES[by]))
+    x = np.resize(x, (129, 32)).astype(jnp.dtype(takes))
     packed = pack(np.eye(32).astype(x.dtype), 1)
     with jax.enable_x64():
         wanted = np.asarray(ACTIVATIONS[activation](jnp.asarray(x, jnp.float64)))
@@ -134,8 +142,8 @@ def test_activations_of_every_size(by, activation):
 
 
 @pytest.mark.parametrize("inputs", [64, 40])
-def test_a_row_that_is_not_finite_stays_alone(by, inputs):
-    x, kernel, _ = case((70,), (inputs,), (48,), dtype=DTYPES[by])
+def test_a_row_that_is_not_finite_stays_alone(by, takes, inputs):
+    x, kernel, _ = case((70,), (inputs,), (48,), dtype=takes)
     wanted = np.asarray(product(jnp.asarray(x), pack(kernel, 1), by=by))
     x = x.copy()
     x[20], x[69, -1] = np.nan, np.inf
@@ -144,15 +152,14 @@ def test_a_row_that_is_not_finite_stays_alone(by, inputs):
     np.testing.assert_array_equal(np.delete(found, [20, 69], 0), np.delete(wanted, [20, 69], 0))
 
 
-def test_a_row_gets_the_same_bits_wherever_it_stands(by):
-    x, kernel, _ = case((300,), (800,), (70,), dtype=DTYPES[by])
+def test_a_row_gets_the_same_bits_wherever_it_stands(by, takes):
+    x, kernel, _ = case((300,), (800,), (70,), dtype=takes)
     packed, order = pack(kernel, 1), np.random.default_rng(2).permutation(300)
     found = np.asarray(product(jnp.asarray(x), packed, by=by))
     np.testing.assert_array_equal(product(jnp.asarray(x[order]), packed, by=by), found[order])
     np.testing.assert_array_equal(product(jnp.asarray(x[:1]), packed, by=by), found[:1])
 
 
-@needs_amx
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_of_8_bit_integers(sizes):
     ins, outs = sizes
@@ -166,11 +173,13 @@ def test_of_8_bit_integers(sizes):
     np.testing.assert_allclose(found, by_xla, rtol=1e-6, atol=1e-6)
 
 
-@needs_amx
-def test_sums_of_8_bit_integers_are_exact():
-    rng = np.random.default_rng(0)
-    x, kernel = (rng.integers(-127, 128, shape, np.int8) for shape in ((50, 1000), (1000, 40)))
-    found = product(x, pack(kernel, 1), scales=(jnp.ones(50), jnp.ones(40)))
+@pytest.mark.parametrize("sizes", [(50, 1000, 40), (1, 2000, 33), (300, 64, 128), (7, 3, 1)], ids=str)
+@pytest.mark.parametrize("by", KERNELS)
+def test_sums_of_8_bit_integers_are_exact(by, sizes):
+    rng, (rows, inputs, outputs) = np.random.default_rng(0), sizes
+    x, kernel = (rng.integers(-127, 128, shape, np.int8) for shape in ((rows, inputs), (inputs, outputs)))
+    x[0], kernel[:, 0] = 127, -127
+    found = product(x, pack(kernel, 1), scales=(jnp.ones(rows), jnp.ones(outputs)), by=by)
     np.testing.assert_array_equal(found, x.astype(np.int64) @ kernel.astype(np.int64))
 
 
@@ -183,8 +192,8 @@ def test_layers_are_packed_as_each_alone(dtype):
         np.testing.assert_array_equal(together.panels[number], pack(kernel, 2).panels)
 
 
-def test_calls_side_by_side(by):
-    x, kernel, bias = case((600,), (128,), (512,), dtype=DTYPES[by])
+def test_calls_side_by_side(by, takes):
+    x, kernel, bias = case((600,), (128,), (512,), dtype=takes)
     packed = pack(kernel, 1)
     program = jax.jit(lambda x: product(x, packed, bias=jnp.asarray(bias), activation="gelu", by=by))
     wanted = np.asarray(program(x))
@@ -193,15 +202,15 @@ def test_calls_side_by_side(by):
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_batch_of_calls(by):
-    x, kernel, _ = case((40,), (64,), (32,), dtype=DTYPES[by])
+def test_a_batch_of_calls(by, takes):
+    x, kernel, _ = case((40,), (64,), (32,), dtype=takes)
     packed = pack(kernel, 1)
     found = jax.vmap(lambda x: product(x, packed, by=by))(jnp.stack([x, x[::-1]]))
     np.testing.assert_array_equal(found[1], product(jnp.asarray(x[::-1]), packed, by=by))
 
 
-def test_arrays_that_do_not_go_together(by):
-    x, kernel, bias = (jnp.asarray(array) for array in case((4,), (64,), (32,), dtype=DTYPES[by]))
+def test_arrays_that_do_not_go_together(by, takes):
+    x, kernel, bias = (jnp.asarray(array) for array in case((4,), (64,), (32,), dtype=takes))
     packed = pack(np.asarray(kernel), 1)
     wrong = PackedArray(packed.panels[:, :1], (64,), (32,))
     for call in (lambda: product(x, wrong, by=by), lambda: product(x, packed, bias=bias[:5], by=by)):
@@ -217,8 +226,7 @@ def test_arrays_that_do_not_go_together(by):
 
 def test_where_kernels_are_packed():
     one, two = (make_mesh(jax.devices("cpu")[:1]), AbstractMesh((2, 1), ("data", "model")))
-    assert packs(one, jnp.float32)
-    assert packs(one, jnp.bfloat16) == packs(one, jnp.int8) == ("amx" in KERNELS)
+    assert all(packs(one, dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.int8))
     assert not packs(one, jnp.float16)
     assert not packs(two, jnp.float32)
 
@@ -228,8 +236,6 @@ def test_where_kernels_are_packed():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model(tmp_path, monkeypatch, dtype, stacked, quantization):
     """With and without: the same vectors, but for roundings."""
-    if "amx" not in KERNELS and (dtype == "bfloat16" or quantization):
-        pytest.skip("needs a CPU with AMX")
     tiny_bert(tmp_path / "model", layers=3)
     monkeypatch.setattr(placement, "DEEP_OF_KERNELS", 2 if stacked else 3)
     texts = ["a", "one two three", "four five six seven eight nine ten"]

@@ -153,16 +153,16 @@ def test_the_dtype_between_8_bit_products(monkeypatch):
     assert resolve_dtype("auto", "cpu", "int8") == jnp.float32
 
 
-@pytest.mark.skipif("avx512" not in native.kernels(), reason="rows are rounded by XLA here")
+@pytest.mark.parametrize("by", [name for name in native.kernels() if name != "amx"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("shape", "axes"), [((5, 64), 1), ((3, 4, 40), 1), ((2, 3, 4, 12), 2), ((7, 1), 1), ((6, 3, 33), 2)]
+    ("shape", "axes"), [((5, 64), 1), ((3, 4, 40), 1), ((2, 3, 4, 12), 2), ((7, 1), 1), ((6, 3, 33), 2), ((5, 112), 1)]
 )
-def test_rows_are_rounded_by_our_own_kernel_as_by_xla(shape, axes, dtype):
+def test_rows_are_rounded_by_our_own_kernel_as_by_xla(shape, axes, dtype, by):
     x = jnp.asarray(5 * np.random.default_rng(0).standard_normal(shape, np.float32), dtype).at[0].set(0)
     by_xla = jax.jit(lambda x: round_rows(x, axes))(x)
     with jax.set_mesh(make_mesh(jax.local_devices()[:1])):
-        lowered = jax.jit(lambda x: round_rows(x, axes)).lower(x)
+        lowered = jax.jit(lambda x: round_rows(x, axes, by)).lower(x)
         assert "jaxpool_quantise" in lowered.as_text()
         values, step = lowered.compile()(x)
     assert (values.shape, step.shape) == (by_xla[0].shape, by_xla[1].shape)

@@ -1,0 +1,64 @@
+// The product that a vector unit computes at a time: sums in registers, each step multiplies one word of several rows
+// with two registers of columns. A word is a float32, or two 16-bit integers, which are summed in int32.
+#pragma once
+
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "lanes.h"
+
+namespace {
+
+template <class Word>
+using Lanes = std::conditional_t<std::is_same_v<Word, float>, Floats, Ints>;
+
+inline Floats multiply_add(Floats sum, float x, Floats y) { return sum + x * y; }
+
+inline Ints multiply_add(Ints sum, int32_t x, Ints y) {
+#if WIDTH == 16
+  return sum + bits<Ints>(_mm512_madd_epi16(_mm512_set1_epi32(x), bits<__m512i>(y)));
+#else
+  return sum + bits<Ints>(_mm256_madd_epi16(_mm256_set1_epi32(x), bits<__m256i>(y)));
+#endif
+}
+
+// out [M, 2W] = a [M, depth] · b, or (`Add`) += it; b's halves [depth, W] have a row every `Step` words.
+template <int M, int64_t Step, bool Add, class Word>
+inline void product(const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth, Word* out,
+                    int64_t out_stride) {
+  using Vector = Lanes<Word>;
+  Vector sums[M][2] = {};
+  if constexpr (Add) {
+#pragma GCC unroll 16
+    for (int row = 0; row < M; ++row) {
+      sums[row][0] = load<Vector>(out + row * out_stride);
+      sums[row][1] = load<Vector>(out + row * out_stride + W);
+    }
+  }
+  for (int64_t step = 0; step < depth; ++step) {
+    const Vector near = load<Vector>(left + step * Step), far = load<Vector>(right + step * Step);
+#pragma GCC unroll 16
+    for (int row = 0; row < M; ++row) {
+      const Word x = a[row * a_stride + step];
+      sums[row][0] = multiply_add(sums[row][0], x, near);
+      sums[row][1] = multiply_add(sums[row][1], x, far);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < M; ++row) {
+    store(out + row * out_stride, sums[row][0]);
+    store(out + row * out_stride + W, sums[row][1]);
+  }
+}
+
+// Calls product<count, …>, for a count from 1 to M.
+template <int M, int64_t Step, bool Add, class... Arguments>
+inline void product_of(int64_t count, Arguments... arguments) {
+  if constexpr (M > 1) {
+    if (count < M) return product_of<M - 1, Step, Add>(count, arguments...);
+  }
+  product<M, Step, Add>(arguments...);
+}
+
+}  // namespace

@@ -1,0 +1,130 @@
+// The operands of a dense layer as a vector unit multiplies them, word by word: float32 where it lies, what is narrower
+// after it has been widened, a part of it at a time.
+#pragma once
+
+#include "block.h"
+#include "product.h"
+
+namespace {
+
+// Words that are summed over before the next: a piece's part of the kernel, and a block's of x, stay in the cache.
+constexpr int64_t kDepth = 384;
+
+// A piece of a product, of panels and rows from the call's `column` and `row` on.
+struct Piece {
+  const Product& call;
+  const int64_t row, column, rows, panels;
+
+  Piece(const Product& call, int64_t first_row, int64_t first_column)
+      : call(call),
+        row(first_row),
+        column(first_column),
+        rows(smaller(jaxpool::kProductRows, call.rows - first_row)),
+        panels((smaller(jaxpool::kProductColumns, call.outputs - first_column) + kColumns - 1) / kColumns) {}
+};
+
+class InPlace {
+ public:
+  using Word = float;
+  static int64_t memory(const Piece&) { return 0; }
+
+  InPlace(const Piece& piece, Word*) : inputs_(piece.call.inputs) {
+    x_ = static_cast<const float*>(piece.call.x) + piece.row * inputs_;
+    panels_ = static_cast<const float*>(piece.call.panels) + piece.column * inputs_;
+  }
+
+  int64_t words() const { return inputs_; }
+  int64_t stride() const { return inputs_; }
+  void open(int64_t first, int64_t) { first_ = first; }
+  const Word* rows(int64_t row, int64_t) const { return x_ + row * inputs_ + first_; }
+  const Word* panel(int64_t number) const { return panels_ + (number * inputs_ + first_) * kColumns; }
+
+ private:
+  const int64_t inputs_;
+  const float *x_, *panels_;
+  int64_t first_ = 0;
+};
+
+// The two words that 4 bytes hold.
+template <class Element>
+struct Narrow;
+
+template <>
+struct Narrow<BFloat16> {
+  using Word = float;
+  static Ints even(Ints pairs) { return pairs << 16; }
+  static Ints odd(Ints pairs) { return pairs & -0x10000; }
+};
+
+template <>
+struct Narrow<int8_t> {
+  typedef int16_t Shorts __attribute__((vector_size(4 * W)));
+  using Word = int32_t;
+  static Ints even(Ints fours) { return bits<Ints>(bits<Shorts>(fours) << 8 >> 8); }
+  static Ints odd(Ints fours) { return bits<Ints>(bits<Shorts>(fours) >> 8); }
+};
+
+// A step of the kernel is as wide as a tile's rows: 64 bytes of inputs, 32 words. First those of even number, then the
+// others, on both sides alike.
+template <class Element>
+class Widened {
+ public:
+  using Word = typename Narrow<Element>::Word;
+  static int64_t memory(const Piece& piece) { return kDepth * (piece.panels * kColumns + ROWS); }
+
+  Widened(const Piece& piece, Word* memory)
+      : width_(piece.call.inputs * sizeof(Element)), steps_((width_ + kBytes - 1) / kBytes), count_(piece.panels) {
+    x_ = static_cast<const char*>(piece.call.x) + piece.row * width_;
+    tiles_ = static_cast<const char*>(piece.call.panels) + piece.column * steps_ * kBytes;
+    panels_ = memory;
+    rows_ = memory + count_ * kDepth * kColumns;
+  }
+
+  int64_t words() const { return steps_ * kWords; }
+  int64_t stride() const { return kDepth; }
+
+  void open(int64_t first, int64_t depth) {
+    first_ = first / kWords;
+    open_ = depth / kWords;
+    for (int64_t number = 0; number < count_; ++number) {
+      for (int64_t step = 0; step < open_; ++step) {
+        const char* tiles = tiles_ + (number * steps_ + first_ + step) * kBytes * kColumns;
+        Word* to = panels_ + (number * kDepth + step * kWords) * kColumns;
+        for (int64_t column = 0; column < kColumns; column += W) {
+          const char* from = tiles + column / kTile * kTile * kBytes + column % kTile * 4;
+          for (int64_t row = 0; row < kTile; ++row)
+            split(load<Ints>(from + row * kBytes), to + row * kColumns + column, kTile * kColumns);
+        }
+      }
+    }
+  }
+
+  const Word* rows(int64_t row, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const char* from = x_ + (row + i) * width_;
+      for (int64_t word = 0; word < open_ * kTile; word += W) {
+        const int64_t at = first_ * kBytes + word * 4;
+        split(load_part<Ints>(from + at, width_ - at), rows_ + i * kDepth + word / kTile * kWords + word % kTile,
+              kTile);
+      }
+    }
+    return rows_;
+  }
+
+  const Word* panel(int64_t number) const { return panels_ + number * kDepth * kColumns; }
+
+ private:
+  static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
+
+  static void split(Ints both, Word* even, int64_t to_odd) {
+    store(even, Narrow<Element>::even(both));
+    store(even + to_odd, Narrow<Element>::odd(both));
+  }
+
+  const int64_t width_, steps_, count_;
+  const char *x_, *tiles_;
+  Word *panels_, *rows_;
+  int64_t first_ = 0, open_ = 0;
+};
+
+}  // namespace

@@ -1,0 +1,58 @@
+// Dense layers on a vector unit: blocks of ROWS rows by a panel, whose sums are held in registers over `kDepth` words.
+#pragma once
+
+#include "operands.h"
+
+namespace {
+
+template <class Sum>
+struct Finish {
+  template <class Activation, class Out>
+  struct Of {
+    static void run(const Product& call, Block<Sum> block) {
+      Ending<Sum, Activation, Out>(call, block).finish(0, block.count);
+    }
+  };
+};
+
+template <class Operands>
+inline void multiply(const Product& call, int64_t first_row, int64_t first_column) {
+  using Word = typename Operands::Word;
+  const Piece piece(call, first_row, first_column);
+  const int64_t size = piece.panels * piece.rows * kColumns;
+  Word* all = reinterpret_cast<Word*>(jaxpool::workspace((size + Operands::memory(piece)) * sizeof(Word)));
+  memset(all, 0, size * sizeof(Word));
+  Operands operands(piece, all + size);
+  const int64_t words = operands.words();
+  for (int64_t word = 0; word < words; word += kDepth) {
+    const int64_t depth = smaller(kDepth, words - word);
+    operands.open(word, depth);
+    for (int64_t row = 0; row < piece.rows; row += ROWS) {
+      const int64_t count = smaller(ROWS, piece.rows - row);
+      const Word* x = operands.rows(row, count);
+      for (int64_t number = 0; number < piece.panels; ++number) {
+        const Word* panel = operands.panel(number);
+        Word* sums = all + (number * piece.rows + row) * kColumns;
+        for (int64_t half = 0; half < kColumns; half += 2 * W)
+          product_of<ROWS, kColumns, true>(count, x, operands.stride(), panel + half, panel + half + W, depth,
+                                           sums + half, kColumns);
+        if (word + depth < words) continue;
+        const Block<Word> block = {sums, first_row + row, first_column + number * kColumns, count};
+        dispatch<Finish<Word>::template Of>(call, block);
+      }
+    }
+  }
+}
+
+inline void multiply_by_dtype(const Product& call, int64_t first_row, int64_t first_column) {
+  switch (call.dtype) {
+    case Product::kFloat32:
+      return multiply<InPlace>(call, first_row, first_column);
+    case Product::kBFloat16:
+      return multiply<Widened<BFloat16>>(call, first_row, first_column);
+    case Product::kInt8:
+      return multiply<Widened<int8_t>>(call, first_row, first_column);
+  }
+}
+
+}  // namespace
