@@ -23,10 +23,21 @@ inline Ints multiply_add(Ints sum, int32_t x, Ints y) {
 #endif
 }
 
+// Memory that is wanted next, to be fetched meanwhile: so many bytes a step.
+struct Ahead {
+  const char* from;
+  int64_t bytes;
+  void operator()(int64_t step) const { __builtin_prefetch(from + step * bytes); }
+};
+
+struct NothingAhead {
+  void operator()(int64_t) const {}
+};
+
 // out [M, 2W] = a [M, depth] · b, or (`Add`) += it; b's halves [depth, W] have a row every `Step` words.
-template <int M, int64_t Step, bool Add, class Word>
+template <int M, int64_t Step, bool Add, class Word, class Fetch>
 inline void product(const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth, Word* out,
-                    int64_t out_stride) {
+                    int64_t out_stride, Fetch ahead) {
   using Vector = Lanes<Word>;
   Vector sums[M][2] = {};
   if constexpr (Add) {
@@ -38,6 +49,7 @@ inline void product(const Word* a, int64_t a_stride, const Word* left, const Wor
   }
   for (int64_t step = 0; step < depth; ++step) {
     const Vector near = load<Vector>(left + step * Step), far = load<Vector>(right + step * Step);
+    ahead(step);
 #pragma GCC unroll 16
     for (int row = 0; row < M; ++row) {
       const Word x = a[row * a_stride + step];

@@ -26,6 +26,7 @@ struct Piece {
 class InPlace {
  public:
   using Word = float;
+  static constexpr int64_t kBytes = kColumns * sizeof(float);  // of a panel, for each word
   static int64_t memory(const Piece&) { return 0; }
 
   InPlace(const Piece& piece, Word*) : inputs_(piece.call.inputs) {
@@ -36,8 +37,9 @@ class InPlace {
   int64_t words() const { return inputs_; }
   int64_t stride() const { return inputs_; }
   void open(int64_t first, int64_t) { first_ = first; }
-  const Word* rows(int64_t row, int64_t) const { return x_ + row * inputs_ + first_; }
+  const Word* row(int64_t number) const { return x_ + number * inputs_ + first_; }
   const Word* panel(int64_t number) const { return panels_ + (number * inputs_ + first_) * kColumns; }
+  const char* stored(int64_t number) const { return reinterpret_cast<const char*>(panel(number)); }
 
  private:
   const int64_t inputs_;
@@ -70,14 +72,17 @@ template <class Element>
 class Widened {
  public:
   using Word = typename Narrow<Element>::Word;
-  static int64_t memory(const Piece& piece) { return kDepth * (piece.panels * kColumns + ROWS); }
+  static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
+  static int64_t memory(const Piece& piece) { return kDepth * (kColumns + piece.rows); }
 
   Widened(const Piece& piece, Word* memory)
-      : width_(piece.call.inputs * sizeof(Element)), steps_((width_ + kBytes - 1) / kBytes), count_(piece.panels) {
+      : width_(piece.call.inputs * sizeof(Element)),
+        steps_((width_ + kBytes - 1) / kBytes),
+        count_(piece.rows),
+        panel_(memory),
+        rows_(memory + kDepth * kColumns) {
     x_ = static_cast<const char*>(piece.call.x) + piece.row * width_;
     tiles_ = static_cast<const char*>(piece.call.panels) + piece.column * steps_ * kBytes;
-    panels_ = memory;
-    rows_ = memory + count_ * kDepth * kColumns;
   }
 
   int64_t words() const { return steps_ * kWords; }
@@ -86,44 +91,41 @@ class Widened {
   void open(int64_t first, int64_t depth) {
     first_ = first / kWords;
     open_ = depth / kWords;
-    for (int64_t number = 0; number < count_; ++number) {
-      for (int64_t step = 0; step < open_; ++step) {
-        const char* tiles = tiles_ + (number * steps_ + first_ + step) * kBytes * kColumns;
-        Word* to = panels_ + (number * kDepth + step * kWords) * kColumns;
-        for (int64_t column = 0; column < kColumns; column += W) {
-          const char* from = tiles + column / kTile * kTile * kBytes + column % kTile * 4;
-          for (int64_t row = 0; row < kTile; ++row)
-            split(load<Ints>(from + row * kBytes), to + row * kColumns + column, kTile * kColumns);
-        }
-      }
-    }
-  }
-
-  const Word* rows(int64_t row, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) {
-      const char* from = x_ + (row + i) * width_;
+    for (int64_t row = 0; row < count_; ++row) {
       for (int64_t word = 0; word < open_ * kTile; word += W) {
         const int64_t at = first_ * kBytes + word * 4;
-        split(load_part<Ints>(from + at, width_ - at), rows_ + i * kDepth + word / kTile * kWords + word % kTile,
-              kTile);
+        split(load_part<Ints>(x_ + row * width_ + at, width_ - at),
+              rows_ + row * kDepth + word / kTile * kWords + word % kTile, kTile);
       }
     }
-    return rows_;
   }
 
-  const Word* panel(int64_t number) const { return panels_ + number * kDepth * kColumns; }
+  const Word* row(int64_t number) const { return rows_ + number * kDepth; }
+
+  const Word* panel(int64_t number) const {
+    for (int64_t step = 0; step < open_; ++step) {
+      const char* tiles = stored(number) + step * kBytes * kColumns;
+      for (int64_t column = 0; column < kColumns; column += W) {
+        const char* from = tiles + column / kTile * kTile * kBytes + column % kTile * 4;
+        Word* to = panel_ + step * kWords * kColumns + column;
+        for (int64_t row = 0; row < kTile; ++row)
+          split(load<Ints>(from + row * kBytes), to + row * kColumns, kTile * kColumns);
+      }
+    }
+    return panel_;
+  }
+
+  const char* stored(int64_t number) const { return tiles_ + (number * steps_ + first_) * kBytes * kColumns; }
 
  private:
-  static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
-
   static void split(Ints both, Word* even, int64_t to_odd) {
     store(even, Narrow<Element>::even(both));
     store(even + to_odd, Narrow<Element>::odd(both));
   }
 
   const int64_t width_, steps_, count_;
+  Word *const panel_, *const rows_;
   const char *x_, *tiles_;
-  Word *panels_, *rows_;
   int64_t first_ = 0, open_ = 0;
 };
 

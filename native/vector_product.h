@@ -24,18 +24,22 @@ inline void multiply(const Product& call, int64_t first_row, int64_t first_colum
   memset(all, 0, size * sizeof(Word));
   Operands operands(piece, all + size);
   const int64_t words = operands.words();
+  // Over a panel: the next one is fetched from memory meanwhile.
+  const int64_t passes = (piece.rows + ROWS - 1) / ROWS * (kColumns / (2 * W));
   for (int64_t word = 0; word < words; word += kDepth) {
     const int64_t depth = smaller(kDepth, words - word);
     operands.open(word, depth);
-    for (int64_t row = 0; row < piece.rows; row += ROWS) {
-      const int64_t count = smaller(ROWS, piece.rows - row);
-      const Word* x = operands.rows(row, count);
-      for (int64_t number = 0; number < piece.panels; ++number) {
-        const Word* panel = operands.panel(number);
+    for (int64_t number = 0; number < piece.panels; ++number) {
+      const Word* panel = operands.panel(number);
+      Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
+      for (int64_t row = 0; row < piece.rows; row += ROWS) {
+        const int64_t count = smaller(ROWS, piece.rows - row);
         Word* sums = all + (number * piece.rows + row) * kColumns;
-        for (int64_t half = 0; half < kColumns; half += 2 * W)
-          product_of<ROWS, kColumns, true>(count, x, operands.stride(), panel + half, panel + half + W, depth,
-                                           sums + half, kColumns);
+        for (int64_t half = 0; half < kColumns; half += 2 * W) {
+          product_of<ROWS, kColumns, true>(count, operands.row(row), operands.stride(), panel + half, panel + half + W,
+                                           depth, sums + half, kColumns, ahead);
+          ahead.from += depth * ahead.bytes;
+        }
         if (word + depth < words) continue;
         const Block<Word> block = {sums, first_row + row, first_column + number * kColumns, count};
         dispatch<Finish<Word>::template Of>(call, block);
