@@ -16,8 +16,10 @@ import httpx
 import jax
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from jaxpool import LLM
+from jaxpool.cli import main
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
@@ -280,3 +282,14 @@ def test_told_to_stop(server, directory, number):
     compiled = [line for line in before.splitlines() if line.startswith("jaxpool_compilations_total")]
     assert float(compiled[0].split()[-1]) > 0
     assert get(f"{url}/health")[0] == 0
+
+
+def test_the_servers_timeouts(tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: told.update(options, app=app))
+    arguments = ["serve", str(tiny_bert(tmp_path / "tiny")), "--no-warmup", "--shutdown-timeout", "7"]
+    assert main(arguments) == 0
+    with TestClient(told["app"]) as client:  # which ends the model's threads
+        assert client.get("/health").status_code == 200
+    assert told["timeout_graceful_shutdown"] == 7
+    assert told["timeout_keep_alive"] > 60  # what balancers wait before they drop an idle connection

@@ -18,7 +18,7 @@ STREET = [
     {"server.run_batch"},
     {"server.command"},
     {"server.app"},
-    {"server.gate", "server.tracing"},
+    {"server.gate", "server.tracing", "server.fast_path"},
     {"server.routes.page"},
     {"server.routes.invocations"},
     {"server.routes.cohere", "server.routes.tei"},

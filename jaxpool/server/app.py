@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from jaxpool.log import logger
 from jaxpool.server import errors
 from jaxpool.server.chat import Chat
+from jaxpool.server.fast_path import FastPath
 from jaxpool.server.gate import Gate
 from jaxpool.server.limits import Limits
 from jaxpool.server.pictures import Allowed, Pictures
@@ -68,6 +69,8 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
         app.include_router(router)
     for kind in (errors.ApiError, RequestValidationError, HTTPException, ValueError, Exception):
         app.add_exception_handler(kind, errors.handle)
+    # The last that is added is the first to see a request.
+    app.add_middleware(FastPath, routes=[route for router in ROUTERS for route in router.routes])
     if settings.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]

@@ -86,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds within which a request has to begin; 504 beyond it (default: %(default)s)")  # fmt: skip
     add("--shutdown-timeout", type=int, default=60, metavar="S",
         help="seconds that requests in flight get after SIGTERM (default: %(default)s)")  # fmt: skip
+    add("--keep-alive-timeout", type=int, default=75, metavar="S",
+        help="seconds that an idle connection stays open (default: %(default)s)")  # fmt: skip
     add("--no-warmup", action="store_true", help="compile shapes when they are first needed")
     add("--otlp-traces-endpoint", metavar="URL", help="of an OpenTelemetry collector: http://host:4318/v1/traces")
     add("--compile-cache", nargs="?", const=True, default=False, metavar="DIR", help="keep compiled programs")
@@ -134,6 +136,9 @@ def run(args: argparse.Namespace) -> None:
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
         timeout_graceful_shutdown=args.shutdown_timeout,
+        # Longer than the clients' and balancers' own 60 s or less: who sends on a connection that the server is just
+        # closing sees a request fail.
+        timeout_keep_alive=args.keep_alive_timeout,
         server_header=False,
     )
 

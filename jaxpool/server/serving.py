@@ -143,7 +143,9 @@ class Serving:
         programs: dict[str, list[Sequence]] = {}
         for sequence in sequences:
             programs.setdefault(program_for(call.task, sequence), []).append(sequence)
-        answers = await asyncio.gather(*(run(program, own, deadline=deadline) for program, own in programs.items()))
+        runs = [run(program, own, deadline=deadline) for program, own in programs.items()]
+        # Nearly always one, which needs no task of its own.
+        answers = [await runs[0]] if len(runs) == 1 else await asyncio.gather(*runs)
         return self._in_order(call, [answer for own in answers for answer in own])
 
     def _read(self, make: Callable[[], Call], inputs: int | None) -> tuple[Call, list[Sequence]]:
@@ -169,13 +171,15 @@ class Serving:
         def done(outcome: Answers | Exception) -> None:
             loop.call_soon_threadsafe(_settle, future, outcome)
 
+        def leave(_: asyncio.Future[Any]) -> None:
+            _settle(future, ApiError(499, "the client has gone"))
+
         work = Work(program, sequences, done, priority, deadline)
         self._scheduler.submit(work)
+        if gone is not None:
+            gone.add_done_callback(leave)
+        answers: Answers | None = None
         try:
-            if gone is not None:
-                await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not future.done():
-                    raise ApiError(499, "the client has gone")
             answers = await future
         except DeadlineError:
             raise ApiError(504, "the request did not begin within the time that it had") from None
@@ -184,7 +188,9 @@ class Serving:
         except RuntimeError as error:
             raise ApiError(503, str(error)) from None
         finally:
-            if not future.done() or future.cancelled():
+            if gone is not None:
+                gone.remove_done_callback(leave)
+            if answers is None:
                 self._scheduler.drop(work)
         if work.begun is not None:
             self.metrics.queue_seconds.observe(work.begun - work.arrived)
