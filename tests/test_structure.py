@@ -29,7 +29,7 @@ STREET = [
     {"server.chat", "server.registry"},
     {"server.serving"},
     {"server.metrics", "server.encoding", "server.limits", "server.pictures"},
-    {"server.scheduler", "server.protocol", "server.errors"},
+    {"server.scheduler", "server.mailbox", "server.protocol", "server.errors"},
     {"server", "server.routes"},
     {"corpus.command"},
     {"corpus.shards"},

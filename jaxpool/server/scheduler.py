@@ -83,10 +83,16 @@ class Scheduler:
     Args:
         runner: the engine's.
         observe: told of every batch that has run: seconds, tokens of its sequences, and of its shape.
+        deliver: called when outcomes have been handed over, after all those of a batch.
     """
 
-    def __init__(self, runner: Runner, observe: Callable[[float, int, int], Any] = lambda *_: None) -> None:
-        self._runner, self._observe = runner, observe
+    def __init__(
+        self,
+        runner: Runner,
+        observe: Callable[[float, int, int], Any] = lambda *_: None,
+        deliver: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self._runner, self._observe, self._deliver = runner, observe, deliver
         self._waiting: deque[Work] = deque()
         self._back: dict[str, list[Candidate]] = {}  # by task: planned, but not yet run, so first in line
         self._turns: dict[str, int] = {}  # when each task had its last
@@ -174,11 +180,13 @@ class Scheduler:
                 if self._closed:
                     for work in self._unfinished:
                         work.end(RuntimeError("the server is shutting down"))
+                    self._deliver()
                     return
                 # Asked again: who was late has just been told.
                 candidates = self._pick() if self._ready else []
             if candidates:
                 self._try(candidates)
+            self._deliver()
 
     def _beat(self) -> None:
         now = self.beat = time.monotonic()
@@ -316,3 +324,5 @@ class Scheduler:
             self._observe(seconds, sum(len(sequences[i].ids) for i in members), batch.shape.area)
         except Exception:  # in a replica's thread: it must go on, whatever this was
             logger.exception("a batch's answers could not be handed out")
+        finally:
+            self._deliver()

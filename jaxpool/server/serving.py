@@ -21,6 +21,7 @@ from jaxpool.program import IMAGE, program_for
 from jaxpool.recipe import Recipe
 from jaxpool.server.errors import ApiError
 from jaxpool.server.limits import Limits
+from jaxpool.server.mailbox import Mailbox, settle
 from jaxpool.server.metrics import ModelMetrics
 from jaxpool.server.scheduler import Answers, DeadlineError, DeviceError, Scheduler, Work
 
@@ -71,7 +72,8 @@ class Serving:
         self._engine = llm.engine
         # Its own: errors name the model as clients know it, not where its files lie.
         self.calls = Calls(llm.recipe, llm.engine.tokenizer, names[0])
-        self._scheduler = Scheduler(self._engine.runner, self._observe)
+        self._mailbox = Mailbox()
+        self._scheduler = Scheduler(self._engine.runner, self._observe, self._mailbox.deliver)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="jaxpool-server-tokenise")
         self._rate = 0.0
         self.metrics.watch(self._scheduler, self._engine.stats)
@@ -165,16 +167,12 @@ class Serving:
         gone: asyncio.Future[Any] | None,
     ) -> Answers:
         """The answers to sequences that one program computes. Errors as `answer`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answers] = loop.create_future()
-
-        def done(outcome: Answers | Exception) -> None:
-            loop.call_soon_threadsafe(_settle, future, outcome)
+        future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
 
         def leave(_: asyncio.Future[Any]) -> None:
-            _settle(future, ApiError(499, "the client has gone"))
+            settle(future, ApiError(499, "the client has gone"))
 
-        work = Work(program, sequences, done, priority, deadline)
+        work = Work(program, sequences, partial(self._mailbox.put, future), priority, deadline)
         self._scheduler.submit(work)
         if gone is not None:
             gone.add_done_callback(leave)
@@ -220,12 +218,3 @@ class Serving:
     def _observe(self, seconds: float, tokens: int, area: int) -> None:
         self._rate += 0.1 * (tokens / max(seconds, 1e-6) - self._rate)
         self.metrics.batch(seconds, tokens, area)
-
-
-def _settle(future: asyncio.Future[Answers], outcome: Answers | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
