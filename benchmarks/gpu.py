@@ -145,7 +145,9 @@ class Bench:
     def _compare(
         self, sample: Sample, workers: dict[str, Worker], path: Path, references: Mapping[str, np.ndarray]
     ) -> None:
-        comparison = Rounds(sample, "16 bits", workers, self.options.seconds)
+        # The smoke's figures say nothing, so it does not wait until they would.
+        patience = 0 if self.options.smoke else None
+        comparison = Rounds(sample, "16 bits", workers, self.options.seconds, patience)
         with tempfile.TemporaryDirectory() as scratch:
             comparison.run(self.options.rounds, roofline.read_config(path), Path(scratch))
         if sample.length in references:

@@ -18,17 +18,18 @@ SHARE = 0.08
 PATIENCE = 600
 
 
-def undisturbed(group: int, measure: Callable[[], T], say: Callable[[str], None]) -> T:
+def undisturbed(group: int, measure: Callable[[], T], say: Callable[[str], None], patience: float | None = None) -> T:
     """`measure()` while only a process group runs: waits for that, and measures again where it did not last.
 
-    A machine that never falls quiet gets its figure too, after `PATIENCE`, and a line that says so.
+    A machine that never falls quiet gets its figure too, after `patience`, and a line that says so.
 
     Args:
         group: the processes that are measured; all others of the comparison are stopped.
         measure: what takes the figure.
         say: takes a line about a round that is repeated.
+        patience: seconds; `PATIENCE` unless said. 0: nothing is waited for, or measured again.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         _wait(deadline)
         start, others = time.monotonic(), _busy() - _of(group)

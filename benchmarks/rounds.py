@@ -59,10 +59,14 @@ class Comparison:
         dtype: the engines' dtype.
         workers: by engine; the two that measure products alone are among them.
         seconds: a round of the slowest engine takes about this long.
+        patience: as `undisturbed` takes it.
     """
 
-    def __init__(self, sample: Sample, dtype: str, workers: dict[str, Worker], seconds: float) -> None:
+    def __init__(
+        self, sample: Sample, dtype: str, workers: dict[str, Worker], seconds: float, patience: float | None = None
+    ) -> None:
         self.sample, self.dtype, self.workers, self.seconds = sample, dtype, workers, seconds
+        self._undisturbed = partial(undisturbed, say=say, patience=patience)
         self.rates: dict[str, list[float]] = {name: [] for name in workers}
         self.vectors: dict[str, np.ndarray] = {}
         self.cells: dict[str, Cell] = {name: {} for name in workers}
@@ -127,13 +131,13 @@ class Comparison:
     def _products(self, name: str, config: dict[str, Any]) -> Callable[[int], float]:
         worker = self.workers[name]
         ask = partial(worker.ask, "measure", shapes=roofline.products(config))
-        return lambda turn: undisturbed(worker.group, ask, say)["rate"]
+        return lambda turn: self._undisturbed(worker.group, ask)["rate"]
 
     def _encoding(self, name: str, scratch: Path) -> Callable[[int], float]:
         def job(turn: int) -> float:
             keep = {"save": str(scratch / f"{name}.npy")} if turn == 0 else {}
             ask = partial(self.workers[name].ask, "encode", texts=self.sample.texts, **keep)
-            seconds = undisturbed(self.workers[name].group, ask, say)["seconds"]
+            seconds = self._undisturbed(self.workers[name].group, ask)["seconds"]
             if keep:
                 self.vectors[name] = np.load(keep["save"])
             return len(self.sample.texts) / seconds
