@@ -28,11 +28,12 @@ SOURCES = (
 
 
 class BuildOnce(build_ext):
-    """Keeps what it built under `build/`: installing an extra into an editable checkout need not compile all anew."""
+    """Keeps what it built for an editable installation: another extra there need not compile all anew."""
 
-    def finalize_options(self) -> None:  # noqa: D102 (setuptools')
-        super().finalize_options()
-        self.build_lib = f"build/kernels-{sys.implementation.cache_tag}-jaxlib-{version('jaxlib')}"
+    def run(self) -> None:  # noqa: D102 (setuptools')
+        if self.inplace or self.editable_mode:
+            self.build_lib = f"build/kernels-{sys.implementation.cache_tag}-jaxlib-{version('jaxlib')}"
+        super().run()
 
 
 def kernels() -> list[Extension]:
