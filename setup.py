@@ -21,8 +21,9 @@ SOURCES = (
     "quantise",
     "avx2",
     "avx512",
+    "avx512_bf16",
+    "avx512_vnni",
     "amx_attention",
-    "amx_norm",
     "amx_product",
 )
 

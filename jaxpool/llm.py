@@ -584,15 +584,16 @@ def _with_template(recipe: Recipe, chat_template: str | None) -> Recipe:
 def resolve_dtype(dtype: str, platform: str, quantization: str | None = None) -> np.dtype:
     """The compute dtype that a user's name for it means on a platform.
 
-    Between products of 8-bit activations a CPU with AMX computes in bfloat16: finer than they are, and quicker.
+    Between products of 8-bit activations a CPU that multiplies bfloat16 computes in it: finer than they are, and
+    quicker.
 
     Raises:
         ValueError: no such name.
     """
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
-        by_amx = quantization == "int8" and "amx" in native.kernels()
-        name = "float32" if platform == "cpu" and not by_amx else "bfloat16"
+        finer = quantization == "int8" and native.best("product", "bfloat16") in native.BFLOAT16_UNITS
+        name = "float32" if platform == "cpu" and not finer else "bfloat16"
     if name not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {['auto', *DTYPES]}")
     return jax.numpy.dtype(DTYPES[name])

@@ -68,7 +68,7 @@ def packs(mesh: Mesh, dtype: Any) -> bool:
     """Whether kernels of a dtype are to be packed for programs on a mesh."""
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return False
-    return jnp.dtype(dtype).name in DTYPES and bool(native.kernels())
+    return jnp.dtype(dtype).name in DTYPES and native.exist()
 
 
 def pack(kernel: np.ndarray, inputs: int, stacked: bool = False) -> PackedArray:

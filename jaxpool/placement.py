@@ -52,7 +52,7 @@ def keeps_stacks(recipe: Recipe, mesh: Mesh) -> bool:
     if depth == 0:
         return True
     if device.platform == "cpu":
-        return depth > (DEEP_OF_KERNELS if mesh.size == 1 and native.kernels() else DEEP)
+        return depth > (DEEP_OF_KERNELS if mesh.size == 1 and native.exist() else DEEP)
     alternating = len(getattr(recipe.config, "pattern", ())) > 1
     return not (device.device_kind.startswith(COPIES_STACKS) or (device.platform == "tpu" and alternating))
 

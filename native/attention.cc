@@ -6,9 +6,10 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<AttentionKernel> kKernels[] = {{"amx", has_amx, amx, false, true},
-                                                {"avx512", has_avx512, avx512, true, true},
-                                                {"avx2", has_avx2, avx2, true, true}};
+constexpr Choice<AttentionKernel> kKernels[] = {{"amx", has_amx, amx, kBFloat16},
+                                                {"avx512_bf16", has_avx512_bf16, avx512_bf16, kBFloat16},
+                                                {"avx512", has_avx512, avx512, kFloats},
+                                                {"avx2", has_avx2, avx2, kFloats}};
 
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                ffi::Buffer<ffi::S32> segments, ffi::Result<ffi::AnyBuffer> out, float scale, int64_t left,
@@ -22,7 +23,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::An
       sizes[1] != others[1] || sizes[3] != others[3] || v.dimensions() != others || out->dimensions() != sizes ||
       segments.dimensions() != sizes.first(2))
     return ffi::Error::InvalidArgument("attention: sizes do not go together");
-  const AttentionKernel kernel = choose(kKernels, name, dtype == ffi::F32);
+  const AttentionKernel kernel = choose(kKernels, name, dtype);
   if (!kernel) return ffi::Error::InvalidArgument("attention: this CPU has no such kernel");
   const Attention call = {
       .q = q.untyped_data(),
@@ -60,6 +61,8 @@ XLA_FFI_DEFINE_HANDLER(kAttention, run,
 
 }  // namespace
 
-XLA_FFI_Handler* attention() { return kAttention; }
+Target attention() {
+  return {"attention", kAttention, [](DTypes dtype) { return names(kKernels, dtype); }};
+}
 
 }  // namespace jaxpool

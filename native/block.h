@@ -1,5 +1,6 @@
 // The product that a vector unit computes at a time: sums in registers, each step multiplies one word of several rows
-// with two registers of columns. A word is a float32, or two 16-bit integers, which are summed in int32.
+// with two registers of columns. A word is a float32, two 16-bit integers, which are summed in int32, or of a type that
+// other files define.
 #pragma once
 
 #include <immintrin.h>
@@ -10,8 +11,17 @@
 
 namespace {
 
+// What a word's products are summed in.
 template <class Word>
-using Lanes = std::conditional_t<std::is_same_v<Word, float>, Floats, Ints>;
+struct SumOf {
+  using Type = Word;
+};
+
+template <class Word>
+using Sum = typename SumOf<Word>::Type;
+
+template <class Number>
+using Lanes = std::conditional_t<std::is_same_v<Number, float>, Floats, Ints>;
 
 inline Floats multiply_add(Floats sum, float x, Floats y) { return sum + x * y; }
 
@@ -34,11 +44,25 @@ struct NothingAhead {
   void operator()(int64_t) const {}
 };
 
-// out [M, 2W] = a [M, depth] · b, or (`Add`) += it; b's halves [depth, W] have a row every `Step` words.
-template <int M, int64_t Step, bool Add, class Word, class Fetch>
-inline void product(const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth, Word* out,
+// Where the rows of a panel are, in words, and its right half: one every `Step`, …
+template <int64_t Step>
+struct Rows {
+  static constexpr int64_t kRight = W;
+  static int64_t at(int64_t row) { return row * Step; }
+};
+
+// … or in tiles of 16 by 16, of the left and of the right half in turn.
+struct TileRows {
+  static constexpr int64_t kSide = 16, kTile = kSide * kSide, kRight = kTile;
+  static int64_t at(int64_t row) { return row / kSide * (2 * kTile) + row % kSide * kSide; }
+};
+
+// out [M, 2W] = a [M, depth] · b, or (`Add`) += it; b's halves [depth, W] have their rows where `Layout` says.
+template <int M, class Layout, bool Add, class Word, class Fetch>
+inline void product(const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth, Sum<Word>* out,
                     int64_t out_stride, Fetch ahead) {
-  using Vector = Lanes<Word>;
+  using Vector = Lanes<Sum<Word>>;
+  using Operand = Lanes<Word>;
   Vector sums[M][2] = {};
   if constexpr (Add) {
 #pragma GCC unroll 16
@@ -48,7 +72,8 @@ inline void product(const Word* a, int64_t a_stride, const Word* left, const Wor
     }
   }
   for (int64_t step = 0; step < depth; ++step) {
-    const Vector near = load<Vector>(left + step * Step), far = load<Vector>(right + step * Step);
+    const int64_t at = Layout::at(step);
+    const Operand near = load<Operand>(left + at), far = load<Operand>(right + at);
     ahead(step);
 #pragma GCC unroll 16
     for (int row = 0; row < M; ++row) {
@@ -65,12 +90,12 @@ inline void product(const Word* a, int64_t a_stride, const Word* left, const Wor
 }
 
 // Calls product<count, …>, for a count from 1 to M.
-template <int M, int64_t Step, bool Add, class... Arguments>
+template <int M, class Layout, bool Add, class... Arguments>
 inline void product_of(int64_t count, Arguments... arguments) {
   if constexpr (M > 1) {
-    if (count < M) return product_of<M - 1, Step, Add>(count, arguments...);
+    if (count < M) return product_of<M - 1, Layout, Add>(count, arguments...);
   }
-  product<M, Step, Add>(arguments...);
+  product<M, Layout, Add>(arguments...);
 }
 
 }  // namespace

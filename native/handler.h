@@ -6,6 +6,7 @@
 #include <memory>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "cpu.h"
 #include "kernels.h"
@@ -17,24 +18,49 @@ namespace ffi = xla::ffi;
 
 inline bool is_float(ffi::DataType dtype) { return dtype == ffi::F32 || dtype == ffi::BF16; }
 
-// A kernel, and what it is for: operands in float32, in narrower dtypes.
+// Of the operands of a kernel.
+enum DTypes { kFloat32 = 1, kBFloat16 = 2, kInt8 = 4, kFloats = kFloat32 | kBFloat16, kAll = kFloats | kInt8 };
+
+// An instruction set's kernel, and what it takes.
 template <class Kernel>
 struct Choice {
   std::string_view name;
   bool (*here)();
   Kernel kernel;
-  bool float32, narrow;
+  int takes;  // of DTypes
 };
 
-// The first that this CPU can run, or (by another name than "auto") that one; null if there is none.
+// The names of those that this CPU can run.
 template <class Kernel, size_t Count>
-inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view name, bool float32) {
+inline std::vector<std::string_view> names(const Choice<Kernel> (&choices)[Count], DTypes dtype) {
+  std::vector<std::string_view> found;
   for (const auto& choice : choices) {
-    const bool fits = float32 ? choice.float32 : choice.narrow;
-    if ((name == "auto" || name == choice.name) && fits && choice.here()) return choice.kernel;
+    if ((choice.takes & dtype) && choice.here()) found.push_back(choice.name);
+  }
+  return found;
+}
+
+// The best, or (by another name than "auto") the one of that name; null if there is none.
+template <class Kernel, size_t Count>
+inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view name, ffi::DataType dtype) {
+  const DTypes own = dtype == ffi::F32 ? kFloat32 : dtype == ffi::BF16 ? kBFloat16 : kInt8;
+  for (const auto& choice : choices) {
+    if ((name == "auto" || name == choice.name) && (choice.takes & own) && choice.here()) return choice.kernel;
   }
   return nullptr;
 }
+
+// What XLA calls, and the names of the instruction sets that it can choose from, best first.
+struct Target {
+  const char* name;
+  XLA_FFI_Handler* handler;
+  std::vector<std::string_view> (*kernels)(DTypes);
+};
+
+Target attention();
+Target norm();
+Target product();
+Target quantise();
 
 // One of the calls that are computed at this moment, each on a thread outside XLA's pool.
 class Call {
@@ -95,10 +121,5 @@ inline ffi::Error by_rows(ffi::ThreadPool& pool, int64_t rows, Piece piece) {
     piece(number * kRowsAThread, std::min(kRowsAThread, rows - number * kRowsAThread));
   });
 }
-
-XLA_FFI_Handler* attention();
-XLA_FFI_Handler* product();
-XLA_FFI_Handler* norm();
-XLA_FFI_Handler* quantise();
 
 }  // namespace jaxpool

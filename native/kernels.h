@@ -23,9 +23,10 @@ struct Attention {
 // The queries of one row that share one key head.
 using AttentionKernel = void (*)(const Attention&, int64_t row, int64_t kv_head);
 
-void avx2(const Attention&, int64_t row, int64_t kv_head);    // both dtypes, computed in float32
-void avx512(const Attention&, int64_t row, int64_t kv_head);  // both dtypes, computed in float32
-void amx(const Attention&, int64_t row, int64_t kv_head);     // bfloat16, summed in float32
+void avx2(const Attention&, int64_t row, int64_t kv_head);         // both dtypes, computed in float32
+void avx512(const Attention&, int64_t row, int64_t kv_head);       // both dtypes, computed in float32
+void avx512_bf16(const Attention&, int64_t row, int64_t kv_head);  // bfloat16, summed in float32
+void amx(const Attention&, int64_t row, int64_t kv_head);          // bfloat16, summed in float32
 
 enum class Activation { kIdentity, kGelu, kGeluTanh, kQuickGelu, kSilu, kRelu };
 
@@ -46,6 +47,8 @@ struct Product {
   bool bfloat16;  // the dtype of the result, or float32
   void* out;      // [rows, outputs]
   int64_t rows, inputs, outputs;
+
+  int64_t width() const { return inputs * (dtype == kFloat32 ? 4 : dtype == kBFloat16 ? 2 : 1); }  // x's, in bytes
 };
 
 // Rows and columns of a piece of a product: columns whose part of the kernel stays in the cache, over rows that are
@@ -56,7 +59,9 @@ using ProductKernel = void (*)(const Product&, int64_t first_row, int64_t first_
 
 void avx2(const Product&, int64_t first_row, int64_t first_column);
 void avx512(const Product&, int64_t first_row, int64_t first_column);
-void amx(const Product&, int64_t first_row, int64_t first_column);  // bfloat16 and 8-bit integers
+void avx512_vnni(const Product&, int64_t first_row, int64_t first_column);  // 8-bit integers
+void avx512_bf16(const Product&, int64_t first_row, int64_t first_column);  // bfloat16 and 8-bit integers
+void amx(const Product&, int64_t first_row, int64_t first_column);          // bfloat16 and 8-bit integers
 
 // The norm of each row in float32: by its standard deviation, or (`centred` is not set) by its root mean square.
 struct Norm {
@@ -74,7 +79,7 @@ using NormKernel = void (*)(const Norm&, int64_t first_row, int64_t rows);
 
 void avx2(const Norm&, int64_t first_row, int64_t rows);
 void avx512(const Norm&, int64_t first_row, int64_t rows);
-void amx(const Norm&, int64_t first_row, int64_t rows);
+void avx512_bf16(const Norm&, int64_t first_row, int64_t rows);
 
 // Rows as 8-bit integers times a scale each, after every `block` features have been multiplied by Sylvester's Hadamard
 // matrix over the root of its size.

@@ -7,34 +7,53 @@
 namespace jaxpool {
 namespace {
 
-// The names of the instruction sets that this CPU has, best first.
-PyObject* kernels(PyObject*, PyObject*) {
-  constexpr struct {
-    const char* name;
-    bool (*here)();
-  } kSets[] = {{"amx", has_amx}, {"avx512", has_avx512}, {"avx2", has_avx2}};
-  PyObject* names = PyList_New(0);
-  for (const auto& set : kSets) {
-    if (!names || !set.here()) continue;
-    PyObject* name = PyUnicode_FromString(set.name);
-    if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
-    Py_XDECREF(name);
+const Target kTargets[] = {attention(), norm(), product(), quantise()};
+
+constexpr struct {
+  const char* name;
+  DTypes dtype;
+} kDTypes[] = {{"float32", kFloat32}, {"bfloat16", kBFloat16}, {"int8", kInt8}};
+
+// A dictionary of value(item) by each item's name; null with Python's error set, as any value may be.
+template <class Items, class Value>
+PyObject* dictionary(const Items& items, Value value) {
+  PyObject* all = PyDict_New();
+  for (const auto& item : items) {
+    PyObject* one = all ? value(item) : nullptr;
+    if (!one || PyDict_SetItemString(all, item.name, one) < 0) Py_CLEAR(all);
+    Py_XDECREF(one);
   }
-  return names;
+  return all;
 }
 
-// XLA's handlers by name, for `jax.ffi.register_ffi_target`.
+PyObject* tuple(const std::vector<std::string_view>& names) {
+  PyObject* all = PyTuple_New(names.size());
+  for (size_t i = 0; all && i < names.size(); ++i) {
+    PyObject* name = PyUnicode_FromStringAndSize(names[i].data(), names[i].size());
+    if (name)
+      PyTuple_SET_ITEM(all, i, name);
+    else
+      Py_CLEAR(all);
+  }
+  return all;
+}
+
+PyObject* kernels(PyObject*, PyObject*) {
+  return dictionary(kTargets, [](const Target& target) {
+    return dictionary(kDTypes, [&](const auto& entry) { return tuple(target.kernels(entry.dtype)); });
+  });
+}
+
 PyObject* handlers(PyObject*, PyObject*) {
-  const auto capsule = [](XLA_FFI_Handler* handler) {
-    return PyCapsule_New(reinterpret_cast<void*>(handler), nullptr, nullptr);
-  };
-  return Py_BuildValue("{s:N,s:N,s:N,s:N}", "attention", capsule(attention()), "norm", capsule(norm()), "product",
-                       capsule(product()), "quantise", capsule(quantise()));
+  return dictionary(kTargets, [](const Target& target) {
+    return PyCapsule_New(reinterpret_cast<void*>(target.handler), nullptr, nullptr);
+  });
 }
 
 PyMethodDef methods[] = {
-    {"kernels", kernels, METH_NOARGS, "Names of the instruction sets that this CPU has, best first."},
-    {"handlers", handlers, METH_NOARGS, "XLA's handlers by name."},
+    {"kernels", kernels, METH_NOARGS,
+     "For each handler and dtype of its operands, the instruction sets that this CPU has kernels of, best first."},
+    {"handlers", handlers, METH_NOARGS, "XLA's handlers by name, for jax.ffi.register_ffi_target."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef_Slot slots[] = {

@@ -6,9 +6,9 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<NormKernel> kKernels[] = {{"amx", has_amx, amx, true, true},
-                                           {"avx512", has_avx512, avx512, true, true},
-                                           {"avx2", has_avx2, avx2, true, true}};
+constexpr Choice<NormKernel> kKernels[] = {{"avx512_bf16", has_avx512_bf16, avx512_bf16, kFloats},
+                                           {"avx512", has_avx512, avx512, kFloats},
+                                           {"avx2", has_avx2, avx2, kFloats}};
 
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias,
                ffi::Result<ffi::AnyBuffer> out, float epsilon, bool centred, std::string_view name) {
@@ -17,7 +17,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> sca
   if (sizes.size() != 2 || out->dimensions() != sizes || scale.element_count() != size_t(sizes[1]) ||
       (bias.element_count() && bias.element_count() != size_t(sizes[1])))
     return ffi::Error::InvalidArgument("norm: sizes do not go together");
-  const NormKernel kernel = choose(kKernels, name, true);
+  const NormKernel kernel = choose(kKernels, name, x.element_type());
   if (!kernel) return ffi::Error::InvalidArgument("norm: this CPU has no such kernel");
   const Norm call = {
       .x = x.untyped_data(),
@@ -47,6 +47,8 @@ XLA_FFI_DEFINE_HANDLER(kNorm, run,
 
 }  // namespace
 
-XLA_FFI_Handler* norm() { return kNorm; }
+Target norm() {
+  return {"norm", kNorm, [](DTypes dtype) { return names(kKernels, dtype); }};
+}
 
 }  // namespace jaxpool

@@ -1,5 +1,5 @@
-// The operands of a dense layer as a vector unit multiplies them, word by word: float32 where it lies, what is narrower
-// after it has been widened, a part of it at a time.
+// The operands of a dense layer as a vector unit multiplies them, word by word: where they lie, or what is narrower
+// than the words after it has been widened, a part of it at a time.
 #pragma once
 
 #include "block.h"
@@ -26,6 +26,7 @@ struct Piece {
 class InPlace {
  public:
   using Word = float;
+  using Layout = Rows<kColumns>;
   static constexpr int64_t kBytes = kColumns * sizeof(float);  // of a panel, for each word
   static int64_t memory(const Piece&) { return 0; }
 
@@ -40,10 +41,51 @@ class InPlace {
   const Word* row(int64_t number) const { return x_ + number * inputs_ + first_; }
   const Word* panel(int64_t number) const { return panels_ + (number * inputs_ + first_) * kColumns; }
   const char* stored(int64_t number) const { return reinterpret_cast<const char*>(panel(number)); }
+  static float start(int64_t) { return 0; }
 
  private:
   const int64_t inputs_;
   const float *x_, *panels_;
+  int64_t first_ = 0;
+};
+
+// Words that are the parts of the kernel's tiles. Rows of x that do not fill their last tile are copied first, with
+// zeros behind them.
+template <class Word_>
+class Tiled {
+ public:
+  using Word = Word_;
+  using Layout = TileRows;
+  static constexpr int64_t kBytes = kColumns * sizeof(Word), kTileRow = 64;
+  static int64_t memory(const Piece& piece) { return piece.rows * steps(piece) * Layout::kSide; }
+
+  Tiled(const Piece& piece, Word* memory) : words_(steps(piece) * Layout::kSide) {
+    const int64_t width = piece.call.width(), row_bytes = words_ * sizeof(Word);
+    const char* x = static_cast<const char*>(piece.call.x) + piece.row * width;
+    tiles_ = static_cast<const Word*>(piece.call.panels) + piece.column * words_;
+    x_ = reinterpret_cast<const Word*>(x);
+    if (width == row_bytes) return;
+    x_ = memory;
+    for (int64_t row = 0; row < piece.rows; ++row) {
+      char* to = reinterpret_cast<char*>(memory + row * words_);
+      memcpy(to, x + row * width, width);
+      memset(to + width, 0, row_bytes - width);
+    }
+  }
+
+  int64_t words() const { return words_; }
+  int64_t stride() const { return words_; }
+  void open(int64_t first, int64_t) { first_ = first; }
+  const Word* row(int64_t number) const { return x_ + number * words_ + first_; }
+  const Word* panel(int64_t number) const { return tiles_ + (number * words_ + first_) * kColumns; }
+  const char* stored(int64_t number) const { return reinterpret_cast<const char*>(panel(number)); }
+  Sum<Word> start(int64_t row) const { return Word::start(x_ + row * words_, words_); }
+
+ private:
+  static int64_t steps(const Piece& piece) { return (piece.call.width() + kTileRow - 1) / kTileRow; }
+
+  const int64_t words_;
+  const Word *x_, *tiles_;
   int64_t first_ = 0;
 };
 
@@ -72,11 +114,12 @@ template <class Element>
 class Widened {
  public:
   using Word = typename Narrow<Element>::Word;
+  using Layout = Rows<kColumns>;
   static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
   static int64_t memory(const Piece& piece) { return kDepth * (kColumns + piece.rows); }
 
   Widened(const Piece& piece, Word* memory)
-      : width_(piece.call.inputs * sizeof(Element)),
+      : width_(piece.call.width()),
         steps_((width_ + kBytes - 1) / kBytes),
         count_(piece.rows),
         panel_(memory),
@@ -116,6 +159,7 @@ class Widened {
   }
 
   const char* stored(int64_t number) const { return tiles_ + (number * steps_ + first_) * kBytes * kColumns; }
+  static Word start(int64_t) { return 0; }
 
  private:
   static void split(Ints both, Word* even, int64_t to_odd) {

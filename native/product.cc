@@ -8,9 +8,11 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, false, true},
-                                              {"avx512", has_avx512, avx512, true, true},
-                                              {"avx2", has_avx2, avx2, true, true}};
+constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, kBFloat16 | kInt8},
+                                              {"avx512_bf16", has_avx512_bf16, avx512_bf16, kBFloat16 | kInt8},
+                                              {"avx512_vnni", has_avx512_vnni, avx512_vnni, kInt8},
+                                              {"avx512", has_avx512, avx512, kAll},
+                                              {"avx2", has_avx2, avx2, kAll}};
 
 constexpr struct {
   std::string_view name;
@@ -43,7 +45,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
   if (panels.element_count() != size_t(wide * columns) || !(is(bias, outputs) || is(bias, 0)) ||
       (other.element_count() && other.dimensions() != outs) || (int8 && !(is(row_scale, rows) && is(scale, outputs))))
     return ffi::Error::InvalidArgument("product: sizes do not go together");
-  const ProductKernel kernel = choose(kKernels, name, float32);
+  const ProductKernel kernel = choose(kKernels, name, dtype);
   if (!kernel) return ffi::Error::InvalidArgument("product: this CPU has no such kernel");
   const Product call = {
       .dtype = float32 ? Product::kFloat32
@@ -87,6 +89,8 @@ XLA_FFI_DEFINE_HANDLER(kProduct, run,
 
 }  // namespace
 
-XLA_FFI_Handler* product() { return kProduct; }
+Target product() {
+  return {"product", kProduct, [](DTypes dtype) { return names(kKernels, dtype); }};
+}
 
 }  // namespace jaxpool

@@ -6,8 +6,8 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<QuantiseKernel> kKernels[] = {{"avx512", has_avx512, avx512, true, true},
-                                               {"avx2", has_avx2, avx2, true, true}};
+constexpr Choice<QuantiseKernel> kKernels[] = {{"avx512", has_avx512, avx512, kFloats},
+                                               {"avx2", has_avx2, avx2, kFloats}};
 
 ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::ResultBuffer<ffi::S8> out,
                ffi::ResultBuffer<ffi::F32> scale, int64_t block, std::string_view name) {
@@ -16,7 +16,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::ResultBuffer<ffi::S8
   if (sizes.size() != 2 || out->dimensions() != sizes || scale->element_count() != size_t(sizes[0]) || block < 1 ||
       block > 16 || (block & (block - 1)) || sizes[1] % block)
     return ffi::Error::InvalidArgument("quantise: sizes do not go together");
-  const QuantiseKernel kernel = choose(kKernels, name, true);
+  const QuantiseKernel kernel = choose(kKernels, name, x.element_type());
   if (!kernel) return ffi::Error::InvalidArgument("quantise: this CPU has no such kernel");
   const Quantise call = {
       .x = x.untyped_data(),
@@ -41,6 +41,8 @@ XLA_FFI_DEFINE_HANDLER(kQuantise, run,
 
 }  // namespace
 
-XLA_FFI_Handler* quantise() { return kQuantise; }
+Target quantise() {
+  return {"quantise", kQuantise, [](DTypes dtype) { return names(kKernels, dtype); }};
+}
 
 }  // namespace jaxpool

@@ -5,12 +5,12 @@
 
 namespace {
 
-template <class Sum>
+template <class Sums>
 struct Finish {
   template <class Activation, class Out>
   struct Of {
-    static void run(const Product& call, Block<Sum> block) {
-      Ending<Sum, Activation, Out>(call, block).finish(0, block.count);
+    static void run(const Product& call, Block<Sums> block) {
+      Ending<Sums, Activation, Out>(call, block).finish(0, block.count);
     }
   };
 };
@@ -18,11 +18,20 @@ struct Finish {
 template <class Operands>
 inline void multiply(const Product& call, int64_t first_row, int64_t first_column) {
   using Word = typename Operands::Word;
+  using Layout = typename Operands::Layout;
+  using Sums = Sum<Word>;
+  static_assert(sizeof(Word) == sizeof(Sums));
   const Piece piece(call, first_row, first_column);
   const int64_t size = piece.panels * piece.rows * kColumns;
-  Word* all = reinterpret_cast<Word*>(jaxpool::workspace((size + Operands::memory(piece)) * sizeof(Word)));
-  memset(all, 0, size * sizeof(Word));
-  Operands operands(piece, all + size);
+  Sums* all = reinterpret_cast<Sums*>(jaxpool::workspace((size + Operands::memory(piece)) * sizeof(Word)));
+  Operands operands(piece, reinterpret_cast<Word*>(all + size));
+  for (int64_t row = 0; row < piece.rows; ++row) {
+    const Lanes<Sums> start = operands.start(row) + Lanes<Sums>{};
+    for (int64_t number = 0; number < piece.panels; ++number) {
+      for (int64_t column = 0; column < kColumns; column += W)
+        store(all + (number * piece.rows + row) * kColumns + column, start);
+    }
+  }
   const int64_t words = operands.words();
   // Over a panel: the next one is fetched from memory meanwhile.
   const int64_t passes = (piece.rows + ROWS - 1) / ROWS * (kColumns / (2 * W));
@@ -34,21 +43,22 @@ inline void multiply(const Product& call, int64_t first_row, int64_t first_colum
       Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
       for (int64_t row = 0; row < piece.rows; row += ROWS) {
         const int64_t count = smaller(ROWS, piece.rows - row);
-        Word* sums = all + (number * piece.rows + row) * kColumns;
+        Sums* sums = all + (number * piece.rows + row) * kColumns;
         for (int64_t half = 0; half < kColumns; half += 2 * W) {
-          product_of<ROWS, kColumns, true>(count, operands.row(row), operands.stride(), panel + half, panel + half + W,
-                                           depth, sums + half, kColumns, ahead);
+          product_of<ROWS, Layout, true>(count, operands.row(row), operands.stride(), panel + half,
+                                         panel + half + Layout::kRight, depth, sums + half, kColumns, ahead);
           ahead.from += depth * ahead.bytes;
         }
         if (word + depth < words) continue;
-        const Block<Word> block = {sums, first_row + row, first_column + number * kColumns, count};
-        dispatch<Finish<Word>::template Of>(call, block);
+        const Block<Sums> block = {sums, first_row + row, first_column + number * kColumns, count};
+        dispatch<Finish<Sums>::template Of>(call, block);
       }
     }
   }
 }
 
-inline void multiply_by_dtype(const Product& call, int64_t first_row, int64_t first_column) {
+// What any vector unit can do.
+inline void multiply_widened(const Product& call, int64_t first_row, int64_t first_column) {
   switch (call.dtype) {
     case Product::kFloat32:
       return multiply<InPlace>(call, first_row, first_column);

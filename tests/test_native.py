@@ -15,11 +15,14 @@ import pytest
 
 from jaxpool import log
 from jaxpool.attention import AttentionMask, Options, choose, native, plain
+from jaxpool.native import BFLOAT16_UNITS, exist, kernels
 from jaxpool.sharding import make_mesh
 
-KERNELS = native.kernels()
-if not KERNELS and not ((sys.platform, platform.machine()) == ("linux", "x86_64") and shutil.which("g++")):
+if not exist() and not ((sys.platform, platform.machine()) == ("linux", "x86_64") and shutil.which("g++")):
     pytest.skip("the kernels need x86-64 Linux and g++", allow_module_level=True)
+# Each instruction set with the narrowest floats that it multiplies itself.
+KERNELS = kernels()["attention"] if exist() else {"float32": (), "bfloat16": ()}
+OWN = [(by, "bfloat16" if by in BFLOAT16_UNITS else "float32") for by in KERNELS["bfloat16"]]
 # Tokens of the sequences in each row of 77: shorter and longer than any tile, one token, padding between and behind.
 ROWS = ((33, 1, 16, -5, 12), (77,), (), (-3, 74))
 MASKS = ({}, {"causal": True}, {"window": (7, 4)}, {"causal": True, "window": (20, 0)}, {"window": (0, 0)})
@@ -58,14 +61,21 @@ def compute(attend, mask, options=None, **named):
     return jax.jit(lambda q, k, v: attend(q, k, v, mask, None, options or Options(q.shape[-1] ** -0.5, None), **named))
 
 
+def limit(dtype, kernel):
+    """Of an error: where weights that sum to 1 are rounded to 8 bits, times values of up to 4."""
+    return 4 * 2**-8 if dtype == "bfloat16" and kernel in BFLOAT16_UNITS else 3e-6
+
+
 def test_they_are_built_here():
-    assert KERNELS, "install jaxpool again to build the module; or this CPU has no AVX2"
-    assert list(KERNELS) == [name for name in ("amx", "avx512", "avx2") if name in KERNELS]
+    assert exist(), "install jaxpool again to build the module; or this CPU has no AVX2"
+    sets = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2")
+    for names in (names for dtypes in kernels().values() for names in dtypes.values()):
+        assert list(names) == [name for name in sets if name in names]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "amx"])
+@pytest.mark.parametrize("kernel", KERNELS["float32"])
 def test_float32(kernel, mask, sizes):
     segments = segments_of()
     qkv = case(*sizes, "float32", segments)
@@ -78,26 +88,24 @@ def test_float32(kernel, mask, sizes):
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS["bfloat16"])
 def test_bfloat16_is_as_near_as_the_einsums_are(kernel, mask, sizes):
     segments = segments_of()
     qkv = case(*sizes, "bfloat16", segments)
     mask = AttentionMask(jnp.asarray(segments), **mask)
     found = compute(native.attend, mask, kernel=kernel)(*qkv)
-    # Of weights that sum to 1, rounded to 8 bits, times values of up to 4: AMX; the others keep float32.
-    np.testing.assert_allclose(found, exactly(mask, *qkv), atol=4 * 2**-8 if kernel == "amx" else 3e-6)
+    np.testing.assert_allclose(found, exactly(mask, *qkv), atol=limit("bfloat16", kernel))
     assert (np.asarray(found)[segments == 0] == 0).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 31, 32, 33, 64, 65, 513, 2100])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_every_length_of_a_sequence(kernel, tokens):
-    dtype = "bfloat16" if kernel == "amx" else "float32"
+@pytest.mark.parametrize(("kernel", "dtype"), OWN)
+def test_every_length_of_a_sequence(kernel, dtype, tokens):
     segments = np.ones((1, tokens), np.int32)
     qkv = case(2, 1, 16, dtype, segments)
     mask = AttentionMask(jnp.asarray(segments))
     found = compute(native.attend, mask, kernel=kernel)(*qkv)
-    np.testing.assert_allclose(found, exactly(mask, *qkv), atol=4 * 2**-8 if kernel == "amx" else 3e-6)
+    np.testing.assert_allclose(found, exactly(mask, *qkv), atol=limit(dtype, kernel))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -112,9 +120,8 @@ def test_a_sequence_gets_the_same_bits_wherever_it_stands(dtype):
     np.testing.assert_array_equal(np.asarray(there)[:, moved], elsewhere)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_extreme_scores(kernel):
-    dtype = "bfloat16" if kernel == "amx" else "float32"
+@pytest.mark.parametrize(("kernel", "dtype"), OWN)
+def test_extreme_scores(kernel, dtype):
     segments = segments_of()
     mask, options = AttentionMask(jnp.asarray(segments)), Options(1.0, None)
     q, k, v = case(2, 2, 16, dtype, segments, scale=30.0)  # scores of thousands: the softmax is a choice
@@ -200,7 +207,7 @@ def test_who_gets_them(monkeypatch, caplog):
     assert pick() == pick(dtype="bfloat16") == pick(window=(0, 3)) == "native"
     assert pick(dtype="float16") == pick(other="bfloat16") == pick(bias=0) == pick(soft_cap=30.0) == "einsum"
     assert pick(scale=-1.0) == pick(scale=jnp.ones(())) == pick(window=(-1, 0)) == "einsum"
-    monkeypatch.setattr(native, "kernels", tuple)
+    monkeypatch.setattr(native, "exist", lambda: False)
     assert pick() == "einsum"
     assert caplog.messages == [
         f"attention: einsum, since native cannot: {reason}"
@@ -225,9 +232,10 @@ def test_without_the_module_the_einsums_do_it():
 import sys
 sys.modules["jaxpool._native"] = None  # as where it could not be built
 import jax, jax.numpy as jnp
-from jaxpool.attention import AttentionMask, attention, native
+from jaxpool import native
+from jaxpool.attention import AttentionMask, attention
 from jaxpool.sharding import make_mesh
-assert native.kernels() == ()
+assert native.kernels() == {}
 x = jnp.ones((1, 8, 2, 4))
 with jax.set_mesh(make_mesh(jax.devices()[:1])):
     print(float(jax.jit(lambda x: attention(x, x, x, AttentionMask(jnp.ones((1, 8), int))))(x).sum()))
@@ -241,11 +249,11 @@ import sys, types, logging
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 def handlers():
     raise RuntimeError("Unsupported API version")
-sys.modules["jaxpool._native"] = types.SimpleNamespace(handlers=handlers, kernels=lambda: ["avx2"])
+sys.modules["jaxpool._native"] = types.SimpleNamespace(handlers=handlers, kernels=dict)
 import jaxpool
 jaxpool._native = sys.modules["jaxpool._native"]
 from jaxpool import native
-assert native.kernels() == native.kernels() == ()
+assert native.kernels() == native.kernels() == {}
 """
     (line,) = in_another_process(code).splitlines()
     assert "with a newer jaxlib's headers" in line

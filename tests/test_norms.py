@@ -16,7 +16,7 @@ def mesh(request):
     if request.param == "xla":
         yield
         return
-    if not native.kernels():
+    if not native.exist():
         pytest.skip("there are no kernels of our own here")
     with jax.set_mesh(make_mesh(jax.devices("cpu")[:1])):
         assert native.here()
@@ -91,7 +91,7 @@ def test_a_batch_of_calls(mesh):
     np.testing.assert_array_equal(found[1], layer_norm(params, x[1], 1e-5))
 
 
-@pytest.mark.parametrize("by", native.kernels())
+@pytest.mark.parametrize("by", native.kernels()["norm"]["float32"] if native.exist() else ())
 @pytest.mark.parametrize("out", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_kernel(by, dtype, out):

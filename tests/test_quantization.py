@@ -145,15 +145,15 @@ def test_adapters_beside_quantised_kernels(tmp_path):
 
 
 def test_the_dtype_between_8_bit_products(monkeypatch):
-    monkeypatch.setattr(native, "kernels", lambda: ("amx", "avx512", "avx2"))
+    monkeypatch.setattr(native, "best", lambda name, dtype: "amx")
     assert resolve_dtype("auto", "cpu", "int8") == jnp.bfloat16
     assert resolve_dtype("float32", "cpu", "int8") == jnp.float32
     assert resolve_dtype("auto", "cpu", "int8_weight_only") == resolve_dtype("auto", "cpu") == jnp.float32
-    monkeypatch.setattr(native, "kernels", lambda: ("avx512", "avx2"))
+    monkeypatch.setattr(native, "best", lambda name, dtype: "avx512")
     assert resolve_dtype("auto", "cpu", "int8") == jnp.float32
 
 
-@pytest.mark.parametrize("by", [name for name in native.kernels() if name != "amx"])
+@pytest.mark.parametrize("by", native.kernels()["quantise"]["float32"] if native.exist() else ())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("shape", "axes"), [((5, 64), 1), ((3, 4, 40), 1), ((2, 3, 4, 12), 2), ((7, 1), 1), ((6, 3, 33), 2), ((5, 112), 1)]

@@ -1,8 +1,8 @@
 """Attention by our own kernels for x86 CPUs: scores never leave the cache, and nothing is computed
 between a row's sequences, so that a row costs what its sequences do.
 
-XLA's CPU backend has no fused attention. Sums are float32. In bfloat16, where the CPU has AMX, the weights are rounded
-to bfloat16 before their product with the values, as by the einsums.
+XLA's CPU backend has no fused attention. Sums are float32. In bfloat16, where the CPU multiplies it, the weights are
+rounded to bfloat16 before their product with the values, as by the einsums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpool.attention import plain
 from jaxpool.attention.mask import AttentionMask, Options
-from jaxpool.native import DTYPES, call, kernels
+from jaxpool.native import DTYPES, call, exist
 
 Array = jax.Array
 
@@ -25,7 +25,7 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
     """Why not, or None."""
     devices = jax.sharding.get_abstract_mesh().size
     reasons = {
-        "its kernels are not built for this machine": not kernels(),
+        "its kernels are not built for this machine": not exist(),
         f"the program is for {devices} devices": devices > 1,
         f"dtypes are {q.dtype} and {k.dtype}": q.dtype != k.dtype or q.dtype not in DTYPES,
         "scores have a bias": bias is not None,
