@@ -13,6 +13,8 @@
 
 namespace {
 
+using jaxpool::Piece;
+
 constexpr int64_t kTile = 1024, kTileRow = 64, kRows = 16, kBlock = 2 * kRows;
 
 template <class Element>
@@ -94,12 +96,11 @@ template <class Element>
 struct Amx {
   template <class Activation, class Out>
   struct Compute {
-    static void run(const Product& call, int64_t first_row, int64_t first_column) {
+    static void run(const Product& call, Piece piece) {
       const int64_t width = call.inputs * sizeof(Element), steps = (width + kTileRow - 1) / kTileRow;
-      const int64_t last_row = smaller(first_row + jaxpool::kProductRows, call.rows);
-      const int64_t last_column = smaller(first_column + jaxpool::kProductColumns, call.outputs);
+      const int64_t last_row = piece.row + piece.rows, last_column = piece.column + piece.columns;
       Pipeline<Element, Activation, Out> pipeline(call);
-      for (int64_t row = first_row; row < last_row; row += kBlock) {
+      for (int64_t row = piece.row; row < last_row; row += kBlock) {
         const int64_t count = smaller(kBlock, last_row - row);
         const char* x = static_cast<const char*>(call.x) + row * width;
         int64_t stride = width;
@@ -110,7 +111,7 @@ struct Amx {
           for (int64_t i = 0; i < count; ++i) memcpy(copy + i * stride, x + i * width, width);
           x = copy;
         }
-        for (int64_t column = first_column; column < last_column; column += kColumns) {
+        for (int64_t column = piece.column; column < last_column; column += kColumns) {
           const char* panel = static_cast<const char*>(call.panels) + column / kColumns * steps * 2 * kTile;
           const Block<Sum<Element>> block = {nullptr, row, column, count};
           if (count > kRows)
@@ -126,10 +127,10 @@ struct Amx {
 
 }  // namespace
 
-void jaxpool::amx(const Product& call, int64_t first_row, int64_t first_column) {
+void jaxpool::amx(const Product& call, const Piece& piece) {
   const TileUse tiles;
   if (call.dtype == Product::kInt8)
-    dispatch<Amx<int8_t>::Compute>(call, first_row, first_column);
+    dispatch<Amx<int8_t>::Compute>(call, piece);
   else
-    dispatch<Amx<BFloat16>::Compute>(call, first_row, first_column);
+    dispatch<Amx<BFloat16>::Compute>(call, piece);
 }

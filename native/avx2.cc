@@ -15,6 +15,4 @@ void jaxpool::avx2(const Norm& call, int64_t first_row, int64_t rows) { normalis
 
 void jaxpool::avx2(const Quantise& call, int64_t first_row, int64_t rows) { quantise(call, first_row, rows); }
 
-void jaxpool::avx2(const Product& call, int64_t first_row, int64_t first_column) {
-  multiply_widened(call, first_row, first_column);
-}
+void jaxpool::avx2(const Product& call, const Piece& piece) { multiply_widened(call, piece); }

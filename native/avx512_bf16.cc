@@ -32,9 +32,9 @@ void jaxpool::avx512_bf16(const Attention& call, int64_t row, int64_t kv_head) {
 
 void jaxpool::avx512_bf16(const Norm& call, int64_t first_row, int64_t rows) { normalise(call, first_row, rows); }
 
-void jaxpool::avx512_bf16(const Product& call, int64_t first_row, int64_t first_column) {
+void jaxpool::avx512_bf16(const Product& call, const Piece& piece) {
   if (call.dtype == Product::kInt8)
-    multiply<Tiled<Int8Word>>(call, first_row, first_column);
+    multiply<Tiled<Int8Word>>(call, piece);
   else
-    multiply<Tiled<BFloat16Word>>(call, first_row, first_column);
+    multiply<Tiled<BFloat16Word>>(call, piece);
 }

@@ -7,6 +7,4 @@
 #include "int8_words.h"
 #include "vector_product.h"
 
-void jaxpool::avx512_vnni(const Product& call, int64_t first_row, int64_t first_column) {
-  multiply<Tiled<Int8Word>>(call, first_row, first_column);
-}
+void jaxpool::avx512_vnni(const Product& call, const Piece& piece) { multiply<Tiled<Int8Word>>(call, piece); }

@@ -74,8 +74,13 @@ class Call {
   inline static std::atomic<int64_t> count_ = 0;
 };
 
-// Runs item(0) … item(count - 1) on this thread, and on as many of the pool as there are cores that no other call of
-// ours keeps busy: with a stream on each core they would only wait for each other. False if an item threw.
+// Those that a call may use: with a stream on each core they would only wait for each other.
+inline int64_t free_cores(const ffi::ThreadPool& pool) {
+  return std::max<int64_t>(1, pool.num_threads() - Call::count());
+}
+
+// Runs item(0) … item(count - 1) on this thread, and on as many of the pool as there are free cores. False if an item
+// threw.
 template <class Item>
 inline bool share_out(ffi::ThreadPool& pool, int64_t count, Item item) {
   struct Progress {
@@ -94,8 +99,8 @@ inline bool share_out(ffi::ThreadPool& pool, int64_t count, Item item) {
       if (++progress->done == count) progress->done.notify_all();
     }
   };
+  const int64_t cores = free_cores(pool);
   const Call call;
-  const int64_t cores = pool.num_threads() - Call::count() + 1;
   for (int64_t helper = 1; helper < count && helper < cores; ++helper) {
     auto copy = work;
     pool.Schedule(std::move(copy));

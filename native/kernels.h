@@ -51,17 +51,18 @@ struct Product {
   int64_t width() const { return inputs * (dtype == kFloat32 ? 4 : dtype == kBFloat16 ? 2 : 1); }  // x's, in bytes
 };
 
-// Rows and columns of a piece of a product: columns whose part of the kernel stays in the cache, over rows that are
-// worth fetching it for.
-constexpr int64_t kProductRows = 256, kProductColumns = 128;
+// A part of a product's result, from a row and from a panel's first column on.
+struct Piece {
+  int64_t row, column, rows, columns;
+};
 
-using ProductKernel = void (*)(const Product&, int64_t first_row, int64_t first_column);
+using ProductKernel = void (*)(const Product&, const Piece&);
 
-void avx2(const Product&, int64_t first_row, int64_t first_column);
-void avx512(const Product&, int64_t first_row, int64_t first_column);
-void avx512_vnni(const Product&, int64_t first_row, int64_t first_column);  // 8-bit integers
-void avx512_bf16(const Product&, int64_t first_row, int64_t first_column);  // bfloat16 and 8-bit integers
-void amx(const Product&, int64_t first_row, int64_t first_column);          // bfloat16 and 8-bit integers
+void avx2(const Product&, const Piece&);
+void avx512(const Product&, const Piece&);
+void avx512_vnni(const Product&, const Piece&);  // 8-bit integers
+void avx512_bf16(const Product&, const Piece&);  // bfloat16 and 8-bit integers
+void amx(const Product&, const Piece&);          // bfloat16 and 8-bit integers
 
 // The norm of each row in float32: by its standard deviation, or (`centred` is not set) by its root mean square.
 struct Norm {

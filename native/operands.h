@@ -7,32 +7,21 @@
 
 namespace {
 
+using jaxpool::Piece;
+
 // Words that are summed over before the next: a piece's part of the kernel, and a block's of x, stay in the cache.
 constexpr int64_t kDepth = 384;
-
-// A piece of a product, of panels and rows from the call's `column` and `row` on.
-struct Piece {
-  const Product& call;
-  const int64_t row, column, rows, panels;
-
-  Piece(const Product& call, int64_t first_row, int64_t first_column)
-      : call(call),
-        row(first_row),
-        column(first_column),
-        rows(smaller(jaxpool::kProductRows, call.rows - first_row)),
-        panels((smaller(jaxpool::kProductColumns, call.outputs - first_column) + kColumns - 1) / kColumns) {}
-};
 
 class InPlace {
  public:
   using Word = float;
   using Layout = Rows<kColumns>;
   static constexpr int64_t kBytes = kColumns * sizeof(float);  // of a panel, for each word
-  static int64_t memory(const Piece&) { return 0; }
+  static int64_t memory(const Product&, const Piece&) { return 0; }
 
-  InPlace(const Piece& piece, Word*) : inputs_(piece.call.inputs) {
-    x_ = static_cast<const float*>(piece.call.x) + piece.row * inputs_;
-    panels_ = static_cast<const float*>(piece.call.panels) + piece.column * inputs_;
+  InPlace(const Product& call, const Piece& piece, Word*) : inputs_(call.inputs) {
+    x_ = static_cast<const float*>(call.x) + piece.row * inputs_;
+    panels_ = static_cast<const float*>(call.panels) + piece.column * inputs_;
   }
 
   int64_t words() const { return inputs_; }
@@ -57,12 +46,12 @@ class Tiled {
   using Word = Word_;
   using Layout = TileRows;
   static constexpr int64_t kBytes = kColumns * sizeof(Word), kTileRow = 64;
-  static int64_t memory(const Piece& piece) { return piece.rows * steps(piece) * Layout::kSide; }
+  static int64_t memory(const Product& call, const Piece& piece) { return piece.rows * steps(call) * Layout::kSide; }
 
-  Tiled(const Piece& piece, Word* memory) : words_(steps(piece) * Layout::kSide) {
-    const int64_t width = piece.call.width(), row_bytes = words_ * sizeof(Word);
-    const char* x = static_cast<const char*>(piece.call.x) + piece.row * width;
-    tiles_ = static_cast<const Word*>(piece.call.panels) + piece.column * words_;
+  Tiled(const Product& call, const Piece& piece, Word* memory) : words_(steps(call) * Layout::kSide) {
+    const int64_t width = call.width(), row_bytes = words_ * sizeof(Word);
+    const char* x = static_cast<const char*>(call.x) + piece.row * width;
+    tiles_ = static_cast<const Word*>(call.panels) + piece.column * words_;
     x_ = reinterpret_cast<const Word*>(x);
     if (width == row_bytes) return;
     x_ = memory;
@@ -82,7 +71,7 @@ class Tiled {
   Sum<Word> start(int64_t row) const { return Word::start(x_ + row * words_, words_); }
 
  private:
-  static int64_t steps(const Piece& piece) { return (piece.call.width() + kTileRow - 1) / kTileRow; }
+  static int64_t steps(const Product& call) { return (call.width() + kTileRow - 1) / kTileRow; }
 
   const int64_t words_;
   const Word *x_, *tiles_;
@@ -116,16 +105,16 @@ class Widened {
   using Word = typename Narrow<Element>::Word;
   using Layout = Rows<kColumns>;
   static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
-  static int64_t memory(const Piece& piece) { return kDepth * (kColumns + piece.rows); }
+  static int64_t memory(const Product&, const Piece& piece) { return kDepth * (kColumns + piece.rows); }
 
-  Widened(const Piece& piece, Word* memory)
-      : width_(piece.call.width()),
+  Widened(const Product& call, const Piece& piece, Word* memory)
+      : width_(call.width()),
         steps_((width_ + kBytes - 1) / kBytes),
         count_(piece.rows),
         panel_(memory),
         rows_(memory + kDepth * kColumns) {
-    x_ = static_cast<const char*>(piece.call.x) + piece.row * width_;
-    tiles_ = static_cast<const char*>(piece.call.panels) + piece.column * steps_ * kBytes;
+    x_ = static_cast<const char*>(call.x) + piece.row * width_;
+    tiles_ = static_cast<const char*>(call.panels) + piece.column * steps_ * kBytes;
   }
 
   int64_t words() const { return steps_ * kWords; }

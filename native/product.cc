@@ -1,4 +1,5 @@
 // A dense layer as a target of XLA's foreign function interface.
+#include <cmath>
 #include <string_view>
 
 #include "handler.h"
@@ -20,6 +21,37 @@ constexpr struct {
 } kActivations[] = {{"identity", Activation::kIdentity},  {"gelu", Activation::kGelu},
                     {"gelu_tanh", Activation::kGeluTanh}, {"quick_gelu", Activation::kQuickGelu},
                     {"silu", Activation::kSilu},          {"relu", Activation::kRelu}};
+
+int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
+
+// How a result is cut up: into columns whose part of the kernel stays in the cache, over rows that are worth fetching
+// it for; into smaller pieces where larger ones would leave a core idle at the end.
+class Cut {
+ public:
+  Cut(int64_t rows, int64_t outputs, int64_t cores) : rows_(rows), outputs_(outputs) {
+    constexpr int64_t kSizes[][2] = {{256, 128}, {128, 128}, {64, 128}, {64, 64}, {32, 64}, {32, 32}};
+    double least = HUGE_VAL;
+    for (const auto [most_rows, columns] : kSizes) {
+      const int64_t down = parts(rows, most_rows), count = down * parts(outputs, columns);
+      const double turns = double(parts(count, cores) * cores) / count;  // 1 if all cores are busy to the end
+      if (turns > 0.9 * least) continue;
+      least = turns;
+      each_ = {.rows = parts(parts(rows, down), 16) * 16, .columns = columns};
+    }
+    down_ = parts(rows, each_.rows);
+  }
+
+  int64_t count() const { return down_ * parts(outputs_, each_.columns); }
+
+  Piece piece(int64_t number) const {
+    const int64_t row = number % down_ * each_.rows, column = number / down_ * each_.columns;
+    return {row, column, std::min(each_.rows, rows_ - row), std::min(each_.columns, outputs_ - column)};
+  }
+
+ private:
+  int64_t rows_, outputs_, down_;
+  Piece each_;
+};
 
 bool is(const ffi::Buffer<ffi::F32>& vector, int64_t size) { return vector.element_count() == size_t(size); }
 
@@ -66,11 +98,9 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
       .inputs = inputs,
       .outputs = outputs,
   };
-  const int64_t down = (rows + kProductRows - 1) / kProductRows;
-  const int64_t across = (outputs + kProductColumns - 1) / kProductColumns;
-  return answer(pool, down * across, [call, kernel, down](int64_t number) {
-    kernel(call, number % down * kProductRows, number / down * kProductColumns);
-  });
+  if (rows == 0 || outputs == 0) return ffi::Error::Success();
+  const Cut cut(rows, outputs, free_cores(pool));
+  return answer(pool, cut.count(), [call, kernel, cut](int64_t number) { kernel(call, cut.piece(number)); });
 }
 
 XLA_FFI_DEFINE_HANDLER(kProduct, run,

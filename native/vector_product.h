@@ -16,18 +16,17 @@ struct Finish {
 };
 
 template <class Operands>
-inline void multiply(const Product& call, int64_t first_row, int64_t first_column) {
+inline void multiply(const Product& call, const Piece& piece) {
   using Word = typename Operands::Word;
   using Layout = typename Operands::Layout;
   using Sums = Sum<Word>;
   static_assert(sizeof(Word) == sizeof(Sums));
-  const Piece piece(call, first_row, first_column);
-  const int64_t size = piece.panels * piece.rows * kColumns;
-  Sums* all = reinterpret_cast<Sums*>(jaxpool::workspace((size + Operands::memory(piece)) * sizeof(Word)));
-  Operands operands(piece, reinterpret_cast<Word*>(all + size));
+  const int64_t panels = (piece.columns + kColumns - 1) / kColumns, size = panels * piece.rows * kColumns;
+  Sums* all = reinterpret_cast<Sums*>(jaxpool::workspace((size + Operands::memory(call, piece)) * sizeof(Word)));
+  Operands operands(call, piece, reinterpret_cast<Word*>(all + size));
   for (int64_t row = 0; row < piece.rows; ++row) {
     const Lanes<Sums> start = operands.start(row) + Lanes<Sums>{};
-    for (int64_t number = 0; number < piece.panels; ++number) {
+    for (int64_t number = 0; number < panels; ++number) {
       for (int64_t column = 0; column < kColumns; column += W)
         store(all + (number * piece.rows + row) * kColumns + column, start);
     }
@@ -38,7 +37,7 @@ inline void multiply(const Product& call, int64_t first_row, int64_t first_colum
   for (int64_t word = 0; word < words; word += kDepth) {
     const int64_t depth = smaller(kDepth, words - word);
     operands.open(word, depth);
-    for (int64_t number = 0; number < piece.panels; ++number) {
+    for (int64_t number = 0; number < panels; ++number) {
       const Word* panel = operands.panel(number);
       Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
       for (int64_t row = 0; row < piece.rows; row += ROWS) {
@@ -50,7 +49,7 @@ inline void multiply(const Product& call, int64_t first_row, int64_t first_colum
           ahead.from += depth * ahead.bytes;
         }
         if (word + depth < words) continue;
-        const Block<Sums> block = {sums, first_row + row, first_column + number * kColumns, count};
+        const Block<Sums> block = {sums, piece.row + row, piece.column + number * kColumns, count};
         dispatch<Finish<Sums>::template Of>(call, block);
       }
     }
@@ -58,14 +57,14 @@ inline void multiply(const Product& call, int64_t first_row, int64_t first_colum
 }
 
 // What any vector unit can do.
-inline void multiply_widened(const Product& call, int64_t first_row, int64_t first_column) {
+inline void multiply_widened(const Product& call, const Piece& piece) {
   switch (call.dtype) {
     case Product::kFloat32:
-      return multiply<InPlace>(call, first_row, first_column);
+      return multiply<InPlace>(call, piece);
     case Product::kBFloat16:
-      return multiply<Widened<BFloat16>>(call, first_row, first_column);
+      return multiply<Widened<BFloat16>>(call, piece);
     case Product::kInt8:
-      return multiply<Widened<int8_t>>(call, first_row, first_column);
+      return multiply<Widened<int8_t>>(call, piece);
   }
 }
 
