@@ -1,6 +1,7 @@
 """A server from its start to its end: ready, full, late, left alone, told to stop."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from jaxpool import LLM
 from jaxpool.cli import main
+from jaxpool.server import garbage
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
@@ -284,11 +286,22 @@ def test_told_to_stop(server, directory, number):
     assert get(f"{url}/health")[0] == 0
 
 
-def test_the_servers_timeouts(tmp_path, monkeypatch):
+@pytest.fixture
+def collector():
+    """Python's garbage collector, which is left as it was."""
+    thresholds = gc.get_threshold()
+    yield gc
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+def test_how_the_command_serves(tmp_path, monkeypatch, collector):
     told = {}
     monkeypatch.setattr("uvicorn.run", lambda app, **options: told.update(options, app=app))
     arguments = ["serve", str(tiny_bert(tmp_path / "tiny")), "--no-warmup", "--shutdown-timeout", "7"]
     assert main(arguments) == 0
+    assert collector.get_freeze_count() > 100_000  # JAX, the model and the application
+    assert collector.get_threshold() == garbage.THRESHOLDS
     with TestClient(told["app"]) as client:  # which ends the model's threads
         assert client.get("/health").status_code == 200
     assert told["timeout_graceful_shutdown"] == 7

@@ -18,7 +18,7 @@ STREET = [
     {"server.run_batch"},
     {"server.command"},
     {"server.app"},
-    {"server.gate", "server.tracing", "server.fast_path"},
+    {"server.gate", "server.tracing", "server.fast_path", "server.garbage"},
     {"server.routes.page"},
     {"server.routes.invocations"},
     {"server.routes.cohere", "server.routes.tei"},

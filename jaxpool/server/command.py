@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import uvicorn
 
-        from jaxpool.server import tracing
+        from jaxpool.server import garbage, tracing
         from jaxpool.server.app import make_app
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxpool[server]'") from error
@@ -128,6 +128,7 @@ def run(args: argparse.Namespace) -> None:
     app = make_app(load(args), settings(args))
     if exporter is not None:
         tracing.install(app, exporter)
+    garbage.collect_seldom()
     where: dict[str, Any] = {"uds": args.uds} if args.uds else {"host": args.host, "port": args.port}
     uvicorn.run(
         app,
