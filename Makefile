@@ -24,10 +24,11 @@ test: test-parity test-torchless
 test-parity: .venv/test
 	.venv/bin/python -m pytest $(TOGETHER)
 
-# What does not need torch, without torch, on the newest Python and JAX that are here.
+# What does not need torch, without torch, on the newest Python and JAX that are here; but for what is long and about other
+# processes.
 test-torchless: .venv-torchless/test
 	.venv-torchless/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is installed'"
-	.venv-torchless/bin/python -m pytest -m "not torch" $(TOGETHER)
+	.venv-torchless/bin/python -m pytest -m "not torch and not once" $(TOGETHER)
 
 # Programs for TPUs, compiled here; downloads libtpu, 200 MB.
 test-tpu: .venv/test .libtpu/done

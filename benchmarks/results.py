@@ -37,4 +37,5 @@ class Results:
 
 def _key(cell: Cell) -> tuple[str, ...]:
     machine = cell["machine"]
-    return (machine["cpu"], str(machine["cores"]), cell["model"], cell["length"], cell["dtype"], cell["engine"])
+    unit = " ".join(machine["flags"])  # one name may stand for several kinds of CPU
+    return (machine["cpu"], unit, str(machine["cores"]), cell["model"], cell["length"], cell["dtype"], cell["engine"])

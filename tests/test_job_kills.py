@@ -24,6 +24,8 @@ from tests.tiny import tiny_bert
 # Of the job whose every state is resumed, and of the one in processes, which must not be over before they are killed.
 SMALL, LARGE = (400, 90), (2400, 500)
 
+pytestmark = pytest.mark.once
+
 
 def contents(directory):
     """Every file with its bytes."""

@@ -23,6 +23,8 @@ nbformat.validate(notebook)
 nbformat.write(notebook, sys.argv[2])
 """
 
+pytestmark = pytest.mark.once
+
 
 def outputs(file):
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]

@@ -39,6 +39,8 @@ NODE = {"num_cpus": 2, "resources": {"replica": 1}, "object_store_memory": 100 *
 HEAD = {"resources": {}, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
 FEW = {"max_num_batched_tokens": 64}  # few shapes to compile, in each process
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def cluster():

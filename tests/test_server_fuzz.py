@@ -27,6 +27,8 @@ SOON, GROWTH, MORE = 20, 800 * 2**20, 48 * 2**20
 DEPTH = 10_000
 JSON = {"content-type": "application/json"}
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def servings(tmp_path_factory):
