@@ -414,7 +414,9 @@ def compare_scores(llm: LLM, theirs: CrossEncoder, **arguments: Any) -> None:
     assert_close(scores(llm, first[2], second[2], **arguments), predict([PAIRS[2]]))
     ranking = theirs.rank(first[1], DOCUMENTS, top_k=7, return_documents=True)
     ours = llm.rerank(first[1], DOCUMENTS, top_n=7, return_documents=True, **arguments)
-    assert [(own.index, own.document) for own in ours] == [(own["corpus_id"], own["text"]) for own in ranking]
+    # By texts: torch's scores of one that is there twice may differ in their last bit, either way.
+    assert [own.document for own in ours] == [own["text"] for own in ranking]
+    assert [DOCUMENTS[own.index] for own in ours] == [own.document for own in ours]
     assert_close([own.score for own in ours], [own["score"] for own in ranking])
 
 
