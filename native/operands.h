@@ -12,70 +12,68 @@ using jaxpool::Piece;
 // Words that are summed over before the next: a piece's part of the kernel, and a block's of x, stay in the cache.
 constexpr int64_t kDepth = 384;
 
-class InPlace {
- public:
-  using Word = float;
-  using Layout = Rows<kColumns>;
-  static constexpr int64_t kBytes = kColumns * sizeof(float);  // of a panel, for each word
-  static int64_t memory(const Product&, const Piece&) { return 0; }
-
-  InPlace(const Product& call, const Piece& piece, Word*) : inputs_(call.inputs) {
-    x_ = static_cast<const float*>(call.x) + piece.row * inputs_;
-    panels_ = static_cast<const float*>(call.panels) + piece.column * inputs_;
-  }
-
-  int64_t words() const { return inputs_; }
-  int64_t stride() const { return inputs_; }
-  void open(int64_t first, int64_t) { first_ = first; }
-  const Word* row(int64_t number) const { return x_ + number * inputs_ + first_; }
-  const Word* panel(int64_t number) const { return panels_ + (number * inputs_ + first_) * kColumns; }
-  const char* stored(int64_t number) const { return reinterpret_cast<const char*>(panel(number)); }
-  static float start(int64_t) { return 0; }
-
- private:
-  const int64_t inputs_;
-  const float *x_, *panels_;
-  int64_t first_ = 0;
-};
-
-// Words that are the parts of the kernel's tiles. Rows of x that do not fill their last tile are copied first, with
-// zeros behind them.
-template <class Word_>
-class Tiled {
+// Those that are multiplied where they lie: rows of `words` words, and panels of as many.
+template <class Word_, class Layout_>
+class Stored {
  public:
   using Word = Word_;
-  using Layout = TileRows;
-  static constexpr int64_t kBytes = kColumns * sizeof(Word), kTileRow = 64;
-  static int64_t memory(const Product& call, const Piece& piece) { return piece.rows * steps(call) * Layout::kSide; }
+  using Layout = Layout_;
+  static constexpr int64_t kBytes = kColumns * sizeof(Word);  // of a panel, for each word
 
-  Tiled(const Product& call, const Piece& piece, Word* memory) : words_(steps(call) * Layout::kSide) {
-    const int64_t width = call.width(), row_bytes = words_ * sizeof(Word);
-    const char* x = static_cast<const char*>(call.x) + piece.row * width;
-    tiles_ = static_cast<const Word*>(call.panels) + piece.column * words_;
-    x_ = reinterpret_cast<const Word*>(x);
-    if (width == row_bytes) return;
-    x_ = memory;
-    for (int64_t row = 0; row < piece.rows; ++row) {
-      char* to = reinterpret_cast<char*>(memory + row * words_);
-      memcpy(to, x + row * width, width);
-      memset(to + width, 0, row_bytes - width);
-    }
-  }
+  Stored(const void* x, const Product& call, const Piece& piece, int64_t words)
+      : words_(words),
+        x_(static_cast<const Word*>(x)),
+        panels_(static_cast<const Word*>(call.panels) + piece.column * words) {}
 
   int64_t words() const { return words_; }
   int64_t stride() const { return words_; }
   void open(int64_t first, int64_t) { first_ = first; }
   const Word* row(int64_t number) const { return x_ + number * words_ + first_; }
-  const Word* panel(int64_t number) const { return tiles_ + (number * words_ + first_) * kColumns; }
+  const Word* panel(int64_t number) const { return panels_ + (number * words_ + first_) * kColumns; }
   const char* stored(int64_t number) const { return reinterpret_cast<const char*>(panel(number)); }
-  Sum<Word> start(int64_t row) const { return Word::start(x_ + row * words_, words_); }
 
  private:
-  static int64_t steps(const Product& call) { return (call.width() + kTileRow - 1) / kTileRow; }
-
   const int64_t words_;
-  const Word *x_, *tiles_;
+  const Word *x_, *panels_;
   int64_t first_ = 0;
+};
+
+class InPlace : public Stored<float, Rows<kColumns>> {
+ public:
+  static int64_t memory(const Product&, const Piece&) { return 0; }
+  static float start(int64_t) { return 0; }
+
+  InPlace(const Product& call, const Piece& piece, Word*)
+      : Stored(static_cast<const float*>(call.x) + piece.row * call.inputs, call, piece, call.inputs) {}
+};
+
+// Words that are the parts of the kernel's tiles. Rows of x that do not fill their last tile are copied first, with
+// zeros behind them.
+template <class Word>
+class Tiled : public Stored<Word, TileRows> {
+ public:
+  static int64_t memory(const Product& call, const Piece& piece) { return piece.rows * words_of(call); }
+
+  Tiled(const Product& call, const Piece& piece, Word* memory)
+      : Stored<Word, TileRows>(whole(call, piece, memory), call, piece, words_of(call)) {}
+
+  // Of a whole row: asked before a part is opened.
+  Sum<Word> start(int64_t number) const { return Word::start(this->row(number), this->words()); }
+
+ private:
+  static int64_t words_of(const Product& call) { return round_up(call.width(), 64) / int64_t{sizeof(Word)}; }
+
+  static const void* whole(const Product& call, const Piece& piece, Word* memory) {
+    const int64_t width = call.width(), row_bytes = words_of(call) * sizeof(Word);
+    const char* x = static_cast<const char*>(call.x) + piece.row * width;
+    if (width == row_bytes) return x;
+    for (int64_t row = 0; row < piece.rows; ++row) {
+      char* to = reinterpret_cast<char*>(memory) + row * row_bytes;
+      memcpy(to, x + row * width, width);
+      memset(to + width, 0, row_bytes - width);
+    }
+    return memory;
+  }
 };
 
 // The two words that 4 bytes hold.
