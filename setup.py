@@ -24,6 +24,7 @@ SOURCES = (
     "avx512_bf16",
     "avx512_vnni",
     "amx_attention",
+    "amx_float32",
     "amx_product",
 )
 

@@ -27,7 +27,8 @@ struct Choice {
   std::string_view name;
   bool (*here)();
   Kernel kernel;
-  int takes;  // of DTypes
+  int takes;               // of DTypes
+  int64_t least_rows = 0;  // for fewer there is a better one
 };
 
 // The names of those that this CPU can run.
@@ -40,12 +41,14 @@ inline std::vector<std::string_view> names(const Choice<Kernel> (&choices)[Count
   return found;
 }
 
-// The best, or (by another name than "auto") the one of that name; null if there is none.
+// The best for so many rows, or (by another name than "auto") the one of that name; null if there is none.
 template <class Kernel, size_t Count>
-inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view name, ffi::DataType dtype) {
+inline Kernel choose(const Choice<Kernel> (&choices)[Count], std::string_view name, ffi::DataType dtype,
+                     int64_t rows = 0) {
   const DTypes own = dtype == ffi::F32 ? kFloat32 : dtype == ffi::BF16 ? kBFloat16 : kInt8;
   for (const auto& choice : choices) {
-    if ((name == "auto" || name == choice.name) && (choice.takes & own) && choice.here()) return choice.kernel;
+    const bool wanted = name == choice.name || (name == "auto" && rows >= choice.least_rows);
+    if (wanted && (choice.takes & own) && choice.here()) return choice.kernel;
   }
   return nullptr;
 }

@@ -63,6 +63,7 @@ void avx512(const Product&, const Piece&);
 void avx512_vnni(const Product&, const Piece&);  // 8-bit integers
 void avx512_bf16(const Product&, const Piece&);  // bfloat16 and 8-bit integers
 void amx(const Product&, const Piece&);          // bfloat16 and 8-bit integers
+void amx_float32(const Product&, const Piece&);  // float32, as the sum of three bfloat16s
 
 // The norm of each row in float32: by its standard deviation, or (`centred` is not set) by its root mean square.
 struct Norm {

@@ -10,6 +10,7 @@ namespace {
 
 // Best first.
 constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, kBFloat16 | kInt8},
+                                              {"amx", has_amx, amx_float32, kFloat32, 64},
                                               {"avx512_bf16", has_avx512_bf16, avx512_bf16, kBFloat16 | kInt8},
                                               {"avx512_vnni", has_avx512_vnni, avx512_vnni, kInt8},
                                               {"avx512", has_avx512, avx512, kAll},
@@ -24,14 +25,16 @@ constexpr struct {
 
 int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
 
-// How a result is cut up: into columns whose part of the kernel stays in the cache, over rows that are worth fetching
-// it for; into smaller pieces where larger ones would leave a core idle at the end.
+// How a result is cut up: into columns whose part of the kernel stays in the cache, or that are worth splitting rows of
+// x for, over rows that are worth fetching it for; into smaller pieces where larger ones would leave a core idle at the
+// end.
 class Cut {
  public:
-  Cut(int64_t rows, int64_t outputs, int64_t cores) : rows_(rows), outputs_(outputs) {
-    constexpr int64_t kSizes[][2] = {{256, 128}, {128, 128}, {64, 128}, {64, 64}, {32, 64}, {32, 32}};
+  Cut(int64_t rows, int64_t outputs, bool splits, int64_t cores) : rows_(rows), outputs_(outputs) {
+    constexpr int64_t kSizes[][2] = {{256, 384}, {256, 128}, {128, 128}, {64, 128}, {64, 64}, {32, 64}, {32, 32}};
     double least = HUGE_VAL;
     for (const auto [most_rows, columns] : kSizes) {
+      if (columns > 128 && !splits) continue;
       const int64_t down = parts(rows, most_rows), count = down * parts(outputs, columns);
       const double turns = double(parts(count, cores) * cores) / count;  // 1 if all cores are busy to the end
       if (turns > 0.9 * least) continue;
@@ -77,7 +80,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
   if (panels.element_count() != size_t(wide * columns) || !(is(bias, outputs) || is(bias, 0)) ||
       (other.element_count() && other.dimensions() != outs) || (int8 && !(is(row_scale, rows) && is(scale, outputs))))
     return ffi::Error::InvalidArgument("product: sizes do not go together");
-  const ProductKernel kernel = choose(kKernels, name, dtype);
+  const ProductKernel kernel = choose(kKernels, name, dtype, rows);
   if (!kernel) return ffi::Error::InvalidArgument("product: this CPU has no such kernel");
   const Product call = {
       .dtype = float32 ? Product::kFloat32
@@ -99,7 +102,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
       .outputs = outputs,
   };
   if (rows == 0 || outputs == 0) return ffi::Error::Success();
-  const Cut cut(rows, outputs, free_cores(pool));
+  const Cut cut(rows, outputs, kernel == amx_float32, free_cores(pool));
   return answer(pool, cut.count(), [call, kernel, cut](int64_t number) { kernel(call, cut.piece(number)); });
 }
 

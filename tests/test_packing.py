@@ -82,6 +82,19 @@ def test_a_product(by, takes, rows, sizes):
     assert error(found, wanted + bias) < 2**-8
 
 
+@pytest.mark.parametrize("by", KERNELS["float32"])
+def test_float32_keeps_every_digit(by):
+    """Numbers of all 24 digits and of many sizes, also where a unit multiplies less precise ones."""
+    rng = np.random.default_rng(0)
+    size = np.exp2(rng.integers(-30, 30, (100, 1))).astype(np.float32)
+    x, kernel = size * rng.standard_normal((100, 800), np.float32), rng.standard_normal((800, 70), np.float32)
+    found = product(jnp.asarray(x), pack(kernel, 1), by=by)
+    wanted, limit = exactly(x, kernel, (800,)), np.abs(x).astype(np.float64) @ np.abs(kernel)
+    assert (np.abs(found - wanted) / limit).max() < 2**-22
+    alone = np.diag(rng.standard_normal(800).astype(np.float32))  # one product a sum
+    np.testing.assert_allclose(product(alone, pack(kernel, 1), by=by), alone @ kernel, rtol=2**-22)
+
+
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer(sizes, dtype):
