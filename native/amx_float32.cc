@@ -165,9 +165,9 @@ inline void multiply_parts() {
   }
 }
 
-// Of the parts' numbers, counted from the largest, the sum is at most two.
-template <int Tiles>
-inline void multiply_step(const char* x, const char* panel) {
+// Of the parts' numbers, counted from the largest, the sum is at most two. Calls `halfway` between them.
+template <int Tiles, class Halfway>
+inline void multiply_step(const char* x, const char* panel, Halfway halfway) {
   load_rows<Tiles>(x + 2 * kPart);
   load_columns(panel);
   multiply_parts<Tiles>();
@@ -175,6 +175,7 @@ inline void multiply_step(const char* x, const char* panel) {
   multiply_parts<Tiles>();
   load_columns(panel + kPart);
   multiply_parts<Tiles>();
+  halfway();
   load_rows<Tiles>(x);
   multiply_parts<Tiles>();
   load_columns(panel + 2 * kPart);
@@ -255,11 +256,12 @@ class Compute {
     else
       zero_sums();
     for (int64_t step = 0; step < steps; ++step, x += kStep) {
-      multiply_step<Tiles>(x, panels_.at(first + step));
+      multiply_step<Tiles>(x, panels_.at(first + step), [&] {
+        const int64_t next = smaller(done + share, count);
+        before.finish(done, next);
+        done = next;
+      });
       panels_.make(words_, one_kept ? first + step : first);
-      const int64_t next = smaller(done + share, count);
-      before.finish(done, next);
-      done = next;
     }
     store_sums<Tiles>(sums);
     memory_is_used();

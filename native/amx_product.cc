@@ -23,6 +23,11 @@ constexpr bool kInt8 = std::is_same_v<Element, int8_t>;
 template <class Element>
 using Sum = std::conditional_t<kInt8<Element>, int32_t, float>;
 
+// Whether what a step finishes is done in two lumps: in one, its many instructions would keep the next step's products
+// waiting. Steps of 8-bit integers are so long that a second lump only costs.
+template <class Element, class Activation>
+constexpr bool kInHalves = !kInt8<Element> && !std::is_same_v<Activation, Identity>;
+
 // Multiplies one block while it finishes the one before, a few rows a step: the matrix unit and the vector units work
 // side by side.
 template <class Element, class Activation, class Out>
@@ -57,6 +62,9 @@ class Pipeline {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
       }
+      const int64_t next = smaller(done + share, count);
+      const int64_t half = kInHalves<Element, Activation> ? smaller(done + (share + 1) / 2, next) : done;
+      before.finish(done, half);
       if constexpr (Tiles > 1) {
         _tile_loadd(5, x + kRows * stride, stride);
         if constexpr (kInt8<Element>) {
@@ -67,8 +75,7 @@ class Pipeline {
           _tile_dpbf16ps(3, 5, 7);
         }
       }
-      const int64_t next = smaller(done + share, count);
-      before.finish(done, next);
+      before.finish(half, next);
       done = next;
     }
     _tile_stored(0, sums, kColumns * 4);
