@@ -1,5 +1,4 @@
-// Dense layers in float32 by AMX, which multiplies bfloat16: each number is exactly the sum of three of those, eight
-// digits each. Of the nine products of two numbers' parts the six that float32 can tell are summed.
+// Dense layers in float32 by AMX.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -9,43 +8,16 @@
 #pragma GCC target("amx-tile,amx-bf16,prefer-vector-width=512")
 #define WIDTH 16
 #define ROUNDS_TO_BFLOAT16
-#include "amx.h"
 #include "product.h"
+#include "thirds.h"
 
 namespace {
 
 using jaxpool::Piece;
 
-// A step takes 32 inputs of 32 rows of x, and of a panel: of each side three parts of two tiles. A tile's row is of one
-// row of x, or one output; its words hold an input and the one 16 after it.
-constexpr int64_t kInputs = 32, kRows = 32, kSide = 16, kTileRow = 64, kTile = 1024, kPart = 2 * kTile;
-constexpr int kParts = 3;
-constexpr int64_t kStep = kParts * kPart;
+constexpr int64_t kRows = 32;  // of x, in a block
 // Steps that are summed over before the next: their tiles stay in the second cache.
 constexpr int64_t kDepth = 12;
-
-typedef uint32_t Unsigned __attribute__((vector_size(4 * W)));
-
-constexpr uint32_t kDigits = 0xffff0000;
-
-// Numbers with the nearest of eight digits in the upper half of their bits, …
-inline Unsigned nearest(Floats x) { return bits<Unsigned>(x) + 0x8000; }
-
-// … what those leave of them, …
-inline Floats rest(Floats x) { return x - bits<Floats>(nearest(x) & kDigits); }
-
-// … and two numbers' digits as a word.
-inline Unsigned word(Floats first, Floats second) { return nearest(first) >> 16 | (nearest(second) & kDigits); }
-
-// Words' parts to their places, the largest first.
-inline void split(Floats first, Floats second, char* to) {
-#pragma GCC unroll 3
-  for (int part = 0; part < kParts; ++part) {
-    store(to + part * kPart, word(first, second));
-    first = rest(first);
-    second = rest(second);
-  }
-}
 
 // How a piece is gone through: `chunks` of up to `depth` steps, and in each one panel after the other.
 struct Walk {
@@ -53,7 +25,7 @@ struct Walk {
   const Piece& piece;
   const int64_t blocks = (piece.rows + kRows - 1) / kRows;
   const int64_t panels = (piece.columns + kColumns - 1) / kColumns;
-  const int64_t steps = (call.inputs + kInputs - 1) / kInputs;
+  const int64_t steps = (call.inputs + kNumbers - 1) / kNumbers;
   const int64_t depth = blocks == 1 ? steps : smaller(steps, kDepth);
   const int64_t chunks = (steps + depth - 1) / depth;
   // The steps of a panel that are kept as tiles: of one block, that which is multiplied; otherwise all.
@@ -81,10 +53,10 @@ class PanelTiles {
       const float* from = from_ + row * kColumns + half * kSide;
       const Floats first = input < walk_.call.inputs ? load<Floats>(from) : Floats{};
       const Floats second = input + kSide < walk_.call.inputs ? load<Floats>(from + kSide * kColumns) : Floats{};
-      __builtin_prefetch(from + kInputs * kColumns);
-      __builtin_prefetch(from + (kInputs + kSide) * kColumns);
+      __builtin_prefetch(from + kNumbers * kColumns);
+      __builtin_prefetch(from + (kNumbers + kSide) * kColumns);
       split(first, second, to_ + half * kTile + row * kTileRow);
-      if (++word_ == kInputs) next_step();
+      if (++word_ == kNumbers) next_step();
     }
   }
 
@@ -92,8 +64,8 @@ class PanelTiles {
   void next_step() {
     word_ = 0;
     to_ = at(++step_);
-    input_ += kInputs;
-    from_ += kInputs * kColumns;
+    input_ += kNumbers;
+    from_ += kNumbers * kColumns;
     if (++step_of_panel_ < walk_.depth_of(chunk_)) return;
     step_of_panel_ = 0;
     if (++panel_ == walk_.panels) {
@@ -104,7 +76,7 @@ class PanelTiles {
   }
 
   void enter() {
-    input_ = chunk_ * walk_.depth * kInputs;
+    input_ = chunk_ * walk_.depth * kNumbers;
     from_ = static_cast<const float*>(walk_.call.panels) +
             (walk_.piece.column + panel_ * kColumns) * walk_.call.inputs + input_ * kColumns;
   }
@@ -127,13 +99,13 @@ class RowTiles {
   const char* at(int64_t block) const { return tiles_ + block * walk_.depth * kStep; }
 
   void make(int64_t chunk) {
-    const int64_t inputs = walk_.call.inputs, first = chunk * walk_.depth * kInputs, steps = walk_.depth_of(chunk);
+    const int64_t inputs = walk_.call.inputs, first = chunk * walk_.depth * kNumbers, steps = walk_.depth_of(chunk);
     for (int64_t row = 0; row < walk_.blocks * kRows; ++row) {
       const float* from = static_cast<const float*>(walk_.call.x) + (walk_.piece.row + row) * inputs;
-      char* to = tiles_ + row / kRows * walk_.depth * kStep + row % kRows * kTileRow;
+      char* to = tiles_ + row / kRows * walk_.depth * kStep;
       for (int64_t step = 0; step < steps; ++step) {
-        const int64_t input = first + step * kInputs, count = row < walk_.piece.rows ? inputs - input : 0;
-        split(as_floats(from + input, count), as_floats(from + input + kSide, count - kSide), to + step * kStep);
+        const int64_t input = first + step * kNumbers, count = row < walk_.piece.rows ? inputs - input : 0;
+        split_row(from + input, count, row, to + step * kStep);
       }
     }
   }
@@ -142,74 +114,6 @@ class RowTiles {
   const Walk& walk_;
   char* const tiles_;
 };
-
-// The tiles' registers: 0 to 3 have sums, 4 and 5 rows, 6 and 7 columns.
-template <int Tiles>
-inline void load_rows(const char* part) {
-  _tile_loadd(4, part, kTileRow);
-  if constexpr (Tiles > 1) _tile_loadd(5, part + kTile, kTileRow);
-}
-
-inline void load_columns(const char* part) {
-  _tile_loadd(6, part, kTileRow);
-  _tile_loadd(7, part + kTile, kTileRow);
-}
-
-template <int Tiles>
-inline void multiply_parts() {
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  if constexpr (Tiles > 1) {
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
-// Of the parts' numbers, counted from the largest, the sum is at most two. Calls `halfway` between them.
-template <int Tiles, class Halfway>
-inline void multiply_step(const char* x, const char* panel, Halfway halfway) {
-  load_rows<Tiles>(x + 2 * kPart);
-  load_columns(panel);
-  multiply_parts<Tiles>();
-  load_rows<Tiles>(x + kPart);
-  multiply_parts<Tiles>();
-  load_columns(panel + kPart);
-  multiply_parts<Tiles>();
-  halfway();
-  load_rows<Tiles>(x);
-  multiply_parts<Tiles>();
-  load_columns(panel + 2 * kPart);
-  multiply_parts<Tiles>();
-  load_columns(panel);
-  multiply_parts<Tiles>();
-}
-
-template <int Tiles>
-inline void load_sums(const float* sums) {
-  _tile_loadd(0, sums, kColumns * 4);
-  _tile_loadd(1, sums + kSide, kColumns * 4);
-  if constexpr (Tiles > 1) {
-    _tile_loadd(2, sums + kSide * kColumns, kColumns * 4);
-    _tile_loadd(3, sums + kSide * kColumns + kSide, kColumns * 4);
-  }
-}
-
-template <int Tiles>
-inline void store_sums(float* sums) {
-  _tile_stored(0, sums, kColumns * 4);
-  _tile_stored(1, sums + kSide, kColumns * 4);
-  if constexpr (Tiles > 1) {
-    _tile_stored(2, sums + kSide * kColumns, kColumns * 4);
-    _tile_stored(3, sums + kSide * kColumns + kSide, kColumns * 4);
-  }
-}
-
-inline void zero_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
 
 template <class Activation, class Out>
 class Compute {
@@ -222,8 +126,8 @@ class Compute {
     float* const sums = reinterpret_cast<float*>(memory);
     PanelTiles panels(walk, memory + size * sizeof(float));
     RowTiles rows(walk, memory + size * sizeof(float) + PanelTiles::bytes(walk));
-    panels.make(walk.kept * kInputs, 0);
-    Compute compute(call, panels, (kInputs + walk.blocks - 1) / walk.blocks);
+    panels.make(walk.kept * kNumbers, 0);
+    Compute compute(call, panels, (kNumbers + walk.blocks - 1) / walk.blocks);
     for (int64_t chunk = 0, step = 0; chunk < walk.chunks; ++chunk) {
       rows.make(chunk);
       const int64_t steps = walk.depth_of(chunk);
@@ -248,13 +152,13 @@ class Compute {
   void multiply(const char* x, int64_t first, int64_t steps, bool adds, float* sums) {
     const Ending<float, Activation, Out> before(call_, before_);
     const int64_t count = before_.count, share = (count + steps - 1) / steps;
-    const bool one_kept = words_ == kInputs;
+    const bool one_kept = words_ == kNumbers;
     int64_t done = 0;
     memory_is_used();
     if (adds)
-      load_sums<Tiles>(sums);
+      load_sums<Tiles>(sums, kColumns * 4);
     else
-      zero_sums();
+      zero_sums<Tiles>();
     for (int64_t step = 0; step < steps; ++step, x += kStep) {
       multiply_step<Tiles>(x, panels_.at(first + step), [&] {
         const int64_t next = smaller(done + share, count);
@@ -263,7 +167,7 @@ class Compute {
       });
       panels_.make(words_, one_kept ? first + step : first);
     }
-    store_sums<Tiles>(sums);
+    store_sums<Tiles>(sums, kColumns * 4);
     memory_is_used();
   }
 

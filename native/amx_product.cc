@@ -15,7 +15,7 @@ namespace {
 
 using jaxpool::Piece;
 
-constexpr int64_t kTile = 1024, kTileRow = 64, kRows = 16, kBlock = 2 * kRows;
+constexpr int64_t kBlock = 2 * kSide;  // rows
 
 template <class Element>
 constexpr bool kInt8 = std::is_same_v<Element, int8_t>;
@@ -45,12 +45,7 @@ class Pipeline {
     const int64_t count = before_.count, share = (count + steps - 1) / steps;
     int64_t done = 0;
     memory_is_used();
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (Tiles > 1) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
+    zero_sums<Tiles>();
     for (int64_t step = 0; step < steps; ++step, x += kTileRow, panel += 2 * kTile) {
       _tile_loadd(4, x, stride);
       _tile_loadd(6, panel, kTileRow);
@@ -66,7 +61,7 @@ class Pipeline {
       const int64_t half = kInHalves<Element, Activation> ? smaller(done + (share + 1) / 2, next) : done;
       before.finish(done, half);
       if constexpr (Tiles > 1) {
-        _tile_loadd(5, x + kRows * stride, stride);
+        _tile_loadd(5, x + kSide * stride, stride);
         if constexpr (kInt8<Element>) {
           _tile_dpbssd(2, 5, 6);
           _tile_dpbssd(3, 5, 7);
@@ -78,12 +73,7 @@ class Pipeline {
       before.finish(half, next);
       done = next;
     }
-    _tile_stored(0, sums, kColumns * 4);
-    _tile_stored(1, sums + kRows, kColumns * 4);
-    if constexpr (Tiles > 1) {
-      _tile_stored(2, sums + kRows * kColumns, kColumns * 4);
-      _tile_stored(3, sums + kRows * kColumns + kRows, kColumns * 4);
-    }
+    store_sums<Tiles>(sums, kColumns * 4);
     block.sums = sums;
     before_ = block;
     odd_ = !odd_;
@@ -111,7 +101,7 @@ struct Amx {
         const int64_t count = smaller(kBlock, last_row - row);
         const char* x = static_cast<const char*>(call.x) + row * width;
         int64_t stride = width;
-        if (count % kRows || width % kTileRow) {
+        if (count % kSide || width % kTileRow) {
           stride = steps * kTileRow;
           char* copy = jaxpool::workspace(kBlock * stride);
           memset(copy, 0, kBlock * stride);
@@ -121,7 +111,7 @@ struct Amx {
         for (int64_t column = piece.column; column < last_column; column += kColumns) {
           const char* panel = static_cast<const char*>(call.panels) + column / kColumns * steps * 2 * kTile;
           const Block<Sum<Element>> block = {nullptr, row, column, count};
-          if (count > kRows)
+          if (count > kSide)
             pipeline.template multiply<2>(x, stride, panel, steps, block);
           else
             pipeline.template multiply<1>(x, stride, panel, steps, block);
