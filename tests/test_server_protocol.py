@@ -659,5 +659,13 @@ def test_no_page_may_ask_unless_it_is_said(client, servings):
     assert not [name for name in client.options("/v1/embeddings", headers=preflight).headers if "allow-origin" in name]
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=preflight).headers
     app = make_app(servings, Settings(origins=("https://example.org",), keys=("one",), warm=False))
-    allowed = TestClient(app).options("/v1/embeddings", headers=preflight)
+    page = TestClient(app, headers={"origin": "https://example.org"})
+    allowed = page.options("/v1/embeddings", headers=preflight)
     assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+    refused = page.get("/v1/models")  # what is wrong is for the page to read
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://example.org"
+    readable = refused.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "x-truncated-texts", "retry-after"} <= set(readable)
+    stranger = TestClient(app).get("/v1/models", headers={"origin": "https://example.com"})
+    assert "access-control-allow-origin" not in stranger.headers

@@ -17,14 +17,17 @@ from jaxpool.log import logger
 from jaxpool.server import errors
 from jaxpool.server.chat import Chat
 from jaxpool.server.fast_path import FastPath
-from jaxpool.server.gate import Gate
+from jaxpool.server.gate import REQUEST_ID, Gate
 from jaxpool.server.limits import Limits
 from jaxpool.server.pictures import Allowed, Pictures
 from jaxpool.server.registry import Models
+from jaxpool.server.replies import TRUNCATED
 from jaxpool.server.routes import cohere, invocations, operations, page, pairs, tei, texts, tokens
 from jaxpool.server.serving import Serving
 
 ROUTERS = tuple(part.router for part in (texts, pairs, tokens, cohere, tei, invocations, operations, page))
+# Of an answer's headers, beside those that every page may read.
+READABLE = (REQUEST_ID, TRUNCATED, "retry-after")
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,16 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
         app.add_exception_handler(kind, errors.handle)
     # The last that is added is the first to see a request.
     app.add_middleware(FastPath, routes=[route for router in ROUTERS for route in router.routes])
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
-        )
     paths = frozenset(app.openapi()["paths"])
     app.add_middleware(Gate, keys=settings.keys, body_bytes=settings.limits.body_bytes, paths=paths)
+    if settings.origins:  # around the gate: a page is to read its refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=READABLE,
+        )
     return app
 
 

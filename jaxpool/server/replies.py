@@ -9,6 +9,9 @@ from typing import Any
 
 from jaxpool.server.serving import Answer, Serving
 
+# The header that says how many of a request's texts were cut.
+TRUNCATED = "x-truncated-texts"
+
 
 def around(kind: str, serving: Serving, answers: Sequence[Answer], request_id: str | None = None) -> dict[str, Any]:
     """The fields round the data of an answer in OpenAI's style.
@@ -37,6 +40,6 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def headers(answers: Sequence[Answer]) -> dict[str, str]:
-    """`x-truncated-texts`, where texts were cut."""
+    """How many texts were cut, if any were."""
     cut = sum(answer.truncated for answer in answers)
-    return {"x-truncated-texts": str(cut)} if cut else {}
+    return {TRUNCATED: str(cut)} if cut else {}
