@@ -1,6 +1,6 @@
-"""jaxpool's server beside vLLM's on loopback, in one run: `python -m benchmarks.serve`.
+"""jaxpool's server beside vLLM's (and infinity's) on loopback, in one run: `python -m benchmarks.serve`.
 
-Both are started, and the one that is not asked is stopped by signal. Clients ask for one text at a time, each as soon
+All are started, and those that are not asked are stopped by signal. Clients ask for one text at a time, each as soon
 as it has its answer; rounds are taken in turn. A figure is of a round's answers, after as long a round that is not
 counted.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +27,13 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.lengths import texts
 from benchmarks.run import MINILM
-from benchmarks.vllm_venv import preloaded, vllm_python
+from benchmarks.venvs import infinity_python, preloaded, vllm_python
 from jaxpool.hub import resolve
 
 CLIENTS = (1, 8, 64, 256)
 LENGTHS = {"short": 15, "passages": 250}
 PATIENCE = 300
+Command = tuple[list[str], dict[str, str]]
 
 
 @dataclass
@@ -79,27 +80,45 @@ class Figures:
     errors: int
 
 
+def _jaxpool(model: str, dtype: str, cache: Path) -> Command:
+    return [sys.executable, "-m", "jaxpool", "serve", model, "--dtype", dtype], {}
+
+
+def _vllm(model: str, dtype: str, cache: Path) -> Command:
+    python = vllm_python(cache)
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
+    command += ["--enforce-eager", "--dtype", dtype, "--disable-uvicorn-access-log"]
+    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
+    return command, own | {"LD_PRELOAD": preloaded(python)}
+
+
+def _infinity(model: str, dtype: str, cache: Path) -> Command:
+    command = [str(infinity_python(cache).with_name("infinity_emb")), "v2", "--model-id", model, "--device", "cpu"]
+    command += ["--engine", "torch", "--dtype", dtype, "--no-bettertransformer", "--url-prefix", "/v1"]
+    return command, {"DO_NOT_TRACK": "1"}
+
+
+# What starts each server, but for its port and its model's name, and which variables it is given.
+COMMANDS: Mapping[str, Callable[[str, str, Path], Command]] = {
+    "jaxpool": _jaxpool,
+    "vllm": _vllm,
+    "infinity": _infinity,
+}
+
+
 def start(name: str, model: str, dtype: str, log: Path, cache: Path) -> Server:
     """Starts a server and waits until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {"HF_HUB_OFFLINE": "1"}
-    if name == "jaxpool":
-        command = [sys.executable, "-m", "jaxpool", "serve", model, "--dtype", dtype]
-    else:
-        python = vllm_python(cache)
-        command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
-        command += ["--enforce-eager", "--dtype", dtype, "--disable-uvicorn-access-log"]
-        own |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
-        own |= {"LD_PRELOAD": preloaded(python)}
+    command, own = COMMANDS[name](model, dtype, cache)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--served-model-name", "m"],
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=os.environ | own,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | own,
         )
     end = time.monotonic() + PATIENCE
     ready = f"http://127.0.0.1:{port}/{'ready' if name == 'jaxpool' else 'health'}"
@@ -207,8 +226,8 @@ def _resident(group: int) -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__.splitlines()[0])
-    parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=["jaxpool", "vllm"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of both")
+    parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=list(COMMANDS))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all")
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--batch", type=int, default=1, help="texts of a request")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.vllm_venv import preloaded, vllm_python
+from benchmarks.venvs import preloaded, vllm_python
 
 ROOT = Path(__file__).parents[1]
 # No answer is waited for longer than this: a load with its compilations, or a round.

@@ -1,4 +1,4 @@
-"""vLLM on CPU. It runs in an environment of its own (`benchmarks/vllm_venv.py`)."""
+"""vLLM on CPU. It runs in an environment of its own (`benchmarks/venvs.py`)."""
 
 from __future__ import annotations
 

