@@ -18,17 +18,14 @@ struct MatrixUnit {
   static void product(int64_t, const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t panel, int64_t depth,
                       float* out, int64_t out_stride) {
     memory_is_used();
-    _tile_zero(0);
-    _tile_zero(1);
+    zero_sums<1>();
     for (int64_t step = 0; step < depth; step += kDepth) {
-      _tile_loadd(2, a + step, a_stride * sizeof(BFloat16));
-      _tile_loadd(3, b + step * W, 64);
-      _tile_loadd(4, b + panel + step * W, 64);
-      _tile_dpbf16ps(0, 2, 3);
-      _tile_dpbf16ps(1, 2, 4);
+      _tile_loadd(4, a + step, a_stride * sizeof(BFloat16));
+      _tile_loadd(6, b + step * W, kTileRow);
+      _tile_loadd(7, b + panel + step * W, kTileRow);
+      multiply_tiles<1>();
     }
-    _tile_stored(0, out, out_stride * sizeof(float));
-    _tile_stored(1, out + W, out_stride * sizeof(float));
+    store_sums<1>(out, out_stride * sizeof(float));
   }
 };
 

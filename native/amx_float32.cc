@@ -142,7 +142,7 @@ class Compute {
         }
       }
     }
-    compute.finish(0, compute.before_.count);
+    compute.end();
   }
 
  private:
@@ -171,7 +171,7 @@ class Compute {
     memory_is_used();
   }
 
-  void finish(int64_t first, int64_t last) const { Ending<float, Activation, Out>(call_, before_).finish(first, last); }
+  void end() const { Ending<float, Activation, Out>(call_, before_).finish(0, before_.count); }
 
   const Product& call_;
   PanelTiles& panels_;
