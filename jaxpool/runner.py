@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ class Stats:
         batches: programs run.
         compilations: programs compiled. After `LLM.warmup()` this stands still.
         truncated: texts cut to the limit.
+        device_seconds: that batches were on their devices, without waiting for one another, over all replicas.
     """
 
     texts: int = 0
@@ -74,6 +76,7 @@ class Stats:
     batches: int = 0
     compilations: int = 0
     truncated: int = 0
+    device_seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
@@ -81,7 +84,7 @@ class Stats:
         """Share of the computed tokens that were padding."""
         return 1 - self.tokens / self.computed_tokens if self.computed_tokens else 0.0
 
-    def add(self, **counts: int) -> None:
+    def add(self, **counts: float) -> None:
         """Adds to the counters."""
         with self._lock:
             for name, count in counts.items():
@@ -153,12 +156,22 @@ class Replica:
         return self.rows.download(output)
 
 
+class Batch(Future[np.ndarray]):
+    """What becomes of a batch.
+
+    Attributes:
+        seconds: that the device had it, without waiting for the one before; 0 until it is there.
+    """
+
+    seconds = 0.0
+
+
 @dataclass
 class _Work:
     task: str
     shape: Shape
     inputs: Inputs
-    future: Future[np.ndarray]
+    future: Batch
 
 
 class _WorkQueue:
@@ -189,14 +202,20 @@ class _WorkQueue:
                 self._items.put(None)
 
 
-def _serve(replica: Replica, work: _WorkQueue) -> None:
+def _serve(replica: Replica, work: _WorkQueue, stats: Stats) -> None:
     """A replica's thread: dispatches the next batch before it waits for the last."""
-    running: deque[tuple[_Work, jax.Array]] = deque()
+    running: deque[tuple[_Work, jax.Array, float]] = deque()
+    free = 0.0  # when the device had finished the last batch
 
     def finish() -> None:
-        item, output = running.popleft()
+        nonlocal free
+        item, output, started = running.popleft()
         try:
-            item.future.set_result(replica.download(output))
+            rows = replica.download(output)
+            begun, free = max(started, free), time.monotonic()
+            item.future.seconds = free - begun
+            stats.add(device_seconds=free - begun)
+            item.future.set_result(rows)
         except BaseException as error:
             item.future.set_exception(error)
 
@@ -213,7 +232,9 @@ def _serve(replica: Replica, work: _WorkQueue) -> None:
         if not item.future.set_running_or_notify_cancel():
             continue
         try:
-            running.append((item, replica.dispatch(item.task, item.shape, item.inputs)))
+            replica.compile(item.task, item.shape)  # is not the device's time
+            started = time.monotonic()
+            running.append((item, replica.dispatch(item.task, item.shape, item.inputs), started))
         except BaseException as error:  # whatever it is, somebody waits for this future
             item.future.set_exception(error)
         if len(running) >= replica.in_flight:
@@ -247,7 +268,7 @@ class Runner:
         self._work = _WorkQueue()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="jaxpool-compile")
         self._threads = [
-            threading.Thread(target=_serve, args=(replica, self._work), name=f"jaxpool-replica-{i}", daemon=True)
+            threading.Thread(target=_serve, args=(replica, self._work, stats), name=f"jaxpool-replica-{i}", daemon=True)
             for i, replica in enumerate(replicas)
         ]
         for thread in self._threads:
@@ -269,7 +290,7 @@ class Runner:
             for replica, shape in missing:
                 self._compiling.submit(_prepare, replica, task, shape)
 
-    def submit(self, task: str, plan: Plan, sequences: Sequence[TokenSequence]) -> Future[np.ndarray]:
+    def submit(self, task: str, plan: Plan, sequences: Sequence[TokenSequence]) -> Batch:
         """Queues one batch.
 
         Args:
@@ -284,7 +305,7 @@ class Runner:
             RuntimeError: the runner is closed.
         """
         inputs = fill(plan, sequences, self.program(task))
-        item = _Work(task, plan.shape, inputs, Future())
+        item = _Work(task, plan.shape, inputs, Batch())
         self._work.put(item)
         used = int(inputs.lengths.sum())
         self.stats.add(texts=len(plan.numbers), tokens=used, computed_tokens=plan.shape.area, batches=1)

@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from concurrent.futures import Future
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import pytest
 
 from jaxpool.batch import Sequence
 from jaxpool.batching import make_ladder
+from jaxpool.runner import Batch
 from jaxpool.server import scheduler as module
 from jaxpool.server.scheduler import DeadlineError, DeviceError, Scheduler, Work
 from jaxpool.tasks import EMBED, TOKEN_EMBED
@@ -36,7 +36,7 @@ class Runner:
         return SimpleNamespace(per_token=task == TOKEN_EMBED)
 
     def submit(self, task, plan, sequences):
-        future = Future()
+        future = Batch()
         self.batches.append([sequences[i] for row in plan.members.tolist() for i in row if i >= 0])
         self.submitted.put((task, plan, sequences, future))
         return future
@@ -235,6 +235,59 @@ def test_one_failure_after_another_is_trouble(runner, scheduler):
     runner.run()
     outcome.get(timeout=SOON)
     assert not scheduler.failing
+
+
+def test_half_of_the_batches_failing_is_trouble(runner, scheduler):
+    """One replica of two is lost: no three batches in a row need to fail."""
+    failures, of = module.OF_LAST
+    for number in range(of):
+        assert not scheduler.failing
+        own, outcome = work(sequences(1, first=number))
+        scheduler.submit(own)
+        runner.run(error=RuntimeError("again") if number % 2 else None)
+        outcome.get(timeout=SOON)
+    until(lambda: scheduler.failing)
+    assert failures == of // 2
+
+
+def test_a_batch_that_hangs(runner):
+    """Its requests are told, the server is not healthy meanwhile, and others go on."""
+    scheduler = Scheduler(runner, batch_timeout=0.2)
+    hung, outcome = work(sequences(400))  # more than what hangs: the rest is not computed
+    scheduler.submit(hung)
+    other, other_outcome = work(sequences(1, first=5))
+    assert not scheduler.hanging
+    assert isinstance(outcome.get(timeout=SOON), DeviceError)
+    assert scheduler.hanging
+    until(lambda: scheduler.queued_tokens == 0)
+    scheduler.submit(other)
+    first = runner.submitted.get(timeout=SOON)
+    while other_outcome.empty():  # the second batch of the first request, and the other one's
+        runner.run()
+        time.sleep(0.01)
+    assert other_outcome.get()[0][1] == [5]
+    assert scheduler.hanging
+    runner.submitted.put(first)
+    runner.run()  # it comes back after all, and nobody wants it
+    until(lambda: not scheduler.hanging)
+    assert outcome.empty()
+    scheduler.close()
+
+
+def test_what_waits_is_counted(runner, scheduler):
+    """A request that is planned, but not begun, waits too; a large one's tokens are counted apart as well."""
+    large, large_outcome = work(sequences(200, length=16), large=True)
+    scheduler.submit(large)
+    until(lambda: len(runner.batches) == 2)
+    until(lambda: scheduler.large_tokens == scheduler.queued_tokens == (200 - 64) * 16)
+    assert scheduler.waiting == 1
+    small, _ = work(sequences(3, length=16))
+    scheduler.submit(small)
+    assert scheduler.waiting == 2
+    assert scheduler.queued_tokens - scheduler.large_tokens == 3 * 16
+    scheduler.drop(large)
+    assert (scheduler.large_tokens, scheduler.queued_tokens, scheduler.waiting) == (0, 3 * 16, 1)
+    assert large_outcome.empty()
 
 
 def test_a_runner_that_is_closed(runner, scheduler, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,8 @@ from starlette.testclient import TestClient
 
 from jaxpool import LLM
 from jaxpool.cli import main
-from jaxpool.server import garbage
+from jaxpool.runner import Batch
+from jaxpool.server import garbage, readers
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
@@ -57,7 +59,7 @@ class Held:
         return self._submit(*arguments)
 
 
-def asking(llm, limits, scenario, **settings):
+def asking(llm, limits, scenario, *, ready=True, **settings):
     """Runs `scenario(client, serving)` against an application in this process."""
 
     async def main():
@@ -69,6 +71,7 @@ def asking(llm, limits, scenario, **settings):
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://server", timeout=SOON) as client,
         ):
+            serving.ready = ready
             return await scenario(client, serving)
 
     return asyncio.run(main())
@@ -98,11 +101,11 @@ def ask(client, texts=TEXTS, **more):
 def test_a_full_queue(llm, monkeypatch):
     async def scenario(client, serving):
         gate = Held(serving, monkeypatch)
-        first = [asyncio.create_task(ask(client, [f"{i} {j}" for j in range(200)])) for i in range(3)]
+        first = [asyncio.create_task(ask(client, [f"{i} {j}" for j in range(150)])) for i in range(3)]
         await held(gate)
-        while serving._scheduler.queued_tokens < 500:
+        while serving._scheduler.queued_tokens < 1200:
             await asyncio.sleep(0.01)
-        refused = await ask(client, [f"{i} " + "x " * 25 for i in range(60)])
+        refused = await ask(client, [f"{i} " + "x " * 25 for i in range(30)])
         gate.gate.set()
         answers = await asyncio.gather(*first)
         again = await ask(client)
@@ -115,6 +118,69 @@ def test_a_full_queue(llm, monkeypatch):
     assert set(statuses) <= {200, 429}
     assert 200 in statuses
     assert again.status_code == 200
+
+
+def test_a_large_request_does_not_shut_others_out(llm, monkeypatch):
+    """One of more than half of the queue waits beside it, and the next large one until it has begun."""
+
+    async def scenario(client, serving):
+        gate = Held(serving, monkeypatch)
+        texts = [f"{i} " + "x " * 25 for i in range(100)]
+        large = asyncio.create_task(ask(client, texts))
+        await held(gate)
+        second = await ask(client, texts)
+        small = asyncio.create_task(ask(client))
+        while serving.load < 2:
+            await asyncio.sleep(0.01)
+        load = (await client.get("/load")).json()
+        metrics = (await client.get("/metrics")).text
+        gate.gate.set()
+        return load, metrics, second, await small, await large, await ask(client, texts)
+
+    load, metrics, second, small, large, again = asking(llm, Limits(queued_tokens=2000), scenario)
+    assert load == {"server_load": 2}
+    waiting = re.search(r'jaxpool_queued_tokens{model="tiny"} (\d+)', metrics)
+    assert waiting is not None
+    assert int(waiting[1]) > 2000
+    assert second.status_code == 429
+    assert "large" in second.json()["error"]["message"]
+    assert [answer.status_code for answer in (small, large, again)] == [200] * 3
+
+
+def test_a_long_body_is_not_read_before_short_ones(llm):
+    """A short one has threads of its own; who has gone, or is too late, is not read at all."""
+
+    async def scenario(client, serving):
+        let_go, made = threading.Event(), []
+
+        def slow():
+            let_go.wait(SOON)
+            return serving.calls.encode(["slow"])
+
+        def never():
+            made.append("read")
+            return serving.calls.encode(["never"])
+
+        gone = asyncio.get_running_loop().create_future()
+        long = asyncio.create_task(serving.answer(slow, size=readers.LONG))
+        behind = [
+            asyncio.create_task(serving.answer(never, size=readers.LONG, gone=gone)),
+            asyncio.create_task(serving.answer(never, size=readers.LONG, timeout=0.01)),
+        ]
+        short = await ask(client)
+        assert not long.done()
+        gone.set_result(None)
+        await asyncio.sleep(0.02)
+        refused = await ask(client, ["x" * 16000])  # beside three long ones there is room for less than that
+        let_go.set()
+        await long
+        return short, refused, await asyncio.gather(*behind, return_exceptions=True), made
+
+    short, refused, behind, made = asking(llm, Limits(body_bytes=26_000), scenario)
+    assert short.status_code == 200
+    assert refused.status_code == 429
+    assert [error.status_code for error in behind] == [499, 504]
+    assert not made
 
 
 def test_too_late(llm, monkeypatch):
@@ -175,6 +241,60 @@ def test_a_failing_device(llm, monkeypatch):
     assert "secret" not in failed[0].text
     assert unhealthy.status_code == 503
     assert answer.status_code == healthy.status_code == 200
+
+
+def test_a_hanging_device(llm, monkeypatch):
+    """Who waits for it is told, and so is who asks for the server's health."""
+
+    async def scenario(client, serving):
+        runner = serving.llm.engine.runner
+        real, hung = runner.submit, Batch()
+        monkeypatch.setattr(runner, "submit", lambda *_: hung)
+        failed = await ask(client)
+        unhealthy = await client.get("/health")
+        monkeypatch.setattr(runner, "submit", real)
+        others = await ask(client)
+        hung.set_exception(RuntimeError("after all"))
+        return failed, unhealthy, others, await client.get("/health")
+
+    failed, unhealthy, others, healthy = asking(llm, Limits(batch_timeout=0.1), scenario)
+    assert failed.status_code == unhealthy.status_code == 503
+    assert "does not come back" in unhealthy.json()["error"]["message"]
+    assert others.status_code == healthy.status_code == 200
+
+
+def test_a_model_that_cannot_be_warmed_up(llm, monkeypatch):
+    async def scenario(client, serving):
+        def warmup(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: see /root/secret")
+
+        monkeypatch.setattr(serving.llm, "warmup", warmup, raising=False)
+        cold = await client.get("/ready")
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            await serving.warm()
+        return cold, await client.get("/ready"), await ask(client)
+
+    cold, failed, answer = asking(llm, Limits(), scenario, ready=False)
+    assert [cold.status_code, failed.status_code, answer.status_code] == [503, 503, 200]
+    assert "still warming up" in cold.text
+    assert "could not be warmed up" in failed.text
+    assert "secret" not in failed.text
+
+
+def test_the_device_s_time_is_counted(llm):
+    async def scenario(client, serving):
+        before = serving.llm.stats.device_seconds
+        start = time.monotonic()
+        for _ in range(3):
+            await ask(client, ["x " * 60] * 64)
+        passed = time.monotonic() - start
+        return serving.llm.stats.device_seconds - before, passed, (await client.get("/metrics")).text
+
+    seconds, passed, text = asking(llm, Limits(), scenario)
+    replicas = len(llm.engine.runner.replicas)
+    assert 0 < seconds <= passed * replicas
+    (told,) = re.findall(r'jaxpool_device_seconds_sum{model="tiny"} (\S+)', text)
+    assert float(told) >= seconds > 0
 
 
 def test_large_requests(llm):
@@ -255,9 +375,14 @@ def server(directory):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop(server, directory, number):
-    """What is in flight is answered, then it ends; and once ready, nothing has compiled."""
+    """What is in flight is answered, then it ends; and once ready, nothing compiles, whatever is asked."""
     process, url = server
-    before = get(f"{url}/metrics")[1].decode()
+    compiled = lambda: re.findall(r"jaxpool_compilations_total\{.*", get(f"{url}/metrics")[1].decode())  # noqa: E731
+    before = compiled()
+    assert get(f"{url}/embed_all", {"inputs": [TEXTS[0], "a " * 60]})[0] == 200
+    assert get(f"{url}/pooling", {"input": TEXTS, "task": "token_embed"})[0] == 200
+    assert get(f"{url}/v1/embeddings", {"input": TEXTS})[0] == 200
+    assert compiled() == before
     answers = []
     texts = [f"{i} " + "a " * 30 for i in range(4000)]
 
@@ -281,8 +406,7 @@ def test_told_to_stop(server, directory, number):
     with LLM(directory) as llm:
         wanted = llm.embed_array(texts[:50])
     np.testing.assert_allclose(vectors[:50], wanted, atol=1e-5)
-    compiled = [line for line in before.splitlines() if line.startswith("jaxpool_compilations_total")]
-    assert float(compiled[0].split()[-1]) > 0
+    assert float(before[0].split()[-1]) > 0
     assert get(f"{url}/health")[0] == 0
 
 

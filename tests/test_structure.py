@@ -28,6 +28,7 @@ STREET = [
     {"server.context", "server.replies"},
     {"server.chat", "server.registry"},
     {"server.serving"},
+    {"server.readers"},
     {"server.metrics", "server.encoding", "server.limits", "server.pictures"},
     {"server.scheduler", "server.mailbox", "server.protocol", "server.errors"},
     {"server", "server.routes"},

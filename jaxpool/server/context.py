@@ -90,8 +90,10 @@ async def compute(
     """
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        timeout = _timeout(request, serving)
-        answers = await serving.answer(make, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs)
+        timeout, size = _timeout(request, serving), body_bytes(request)
+        answers = await serving.answer(
+            make, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs, size=size
+        )
     finally:
         gone.cancel()
         with suppress(asyncio.CancelledError):
@@ -101,6 +103,11 @@ async def compute(
     metrics.request_tokens.labels(serving.name, endpoint).observe(tokens)
     metrics.truncated.labels(serving.name).inc(sum(answer.truncated for answer in answers))
     return answers
+
+
+def body_bytes(request: Request) -> int:
+    """Bytes of a request's body, as the gate has counted them."""
+    return int(getattr(request.state, "body_bytes", 0))
 
 
 def _timeout(request: Request, serving: Serving) -> float | None:

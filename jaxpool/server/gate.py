@@ -7,6 +7,7 @@ import hmac
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,7 +55,7 @@ class Gate:
 
         try:
             self._check_key(scope, headers)
-            await self._app(scope, self._measured(headers, receive), tell)
+            await self._app(scope, self._measured(headers, receive, scope["state"]), tell)
         except Exception as error:
             if started:
                 raise
@@ -75,13 +76,13 @@ class Gate:
         if scheme.lower() != "bearer" or not any(known):
             raise ApiError(401, "Unauthorized", headers={"WWW-Authenticate": "Bearer"})
 
-    def _measured(self, headers: Headers, receive: Receive) -> Receive:
-        """The body, as long as it is not too long."""
+    def _measured(self, headers: Headers, receive: Receive, state: dict[str, Any]) -> Receive:
+        """The body, as long as it is not too long. How long it is so far stands in the request's state."""
         too_long = ApiError(413, f"the body is longer than {self._body_bytes} bytes")
         said = headers.get("content-length", "")
         if said.isdecimal() and int(said) > self._body_bytes:
             raise too_long
-        seen = 0
+        seen = state["body_bytes"] = 0
 
         async def measured() -> Message:
             nonlocal seen
@@ -90,6 +91,7 @@ class Gate:
                 seen += len(message.get("body", b""))
                 if seen > self._body_bytes:
                     raise too_long
+                state["body_bytes"] = seen
             return message
 
         return measured

@@ -31,6 +31,10 @@ _queue_seconds = Histogram(
 _batch_seconds = Histogram(
     "jaxpool_batch_seconds", "A batch, from the planner to its rows.", ("model",), buckets=_SECONDS, registry=REGISTRY
 )
+_device_seconds = Histogram(
+    "jaxpool_device_seconds", "A batch on its device, without waiting for the one before.", ("model",),
+    buckets=_SECONDS, registry=REGISTRY,
+)  # fmt: skip
 _batch_tokens = Histogram(
     "jaxpool_batch_tokens", "Tokens of a batch, without padding.", ("model",), buckets=_TOKENS, registry=REGISTRY
 )
@@ -49,12 +53,14 @@ class ModelMetrics:
         self._model = model
         self.queue_seconds = _queue_seconds.labels(model)
         self._batch_seconds, self._batch_tokens = _batch_seconds.labels(model), _batch_tokens.labels(model)
+        self._device_seconds = _device_seconds.labels(model)
         self._padding = _padding.labels(model)
         self._engine: _Engine | None = None
 
-    def batch(self, seconds: float, tokens: int, area: int) -> None:
+    def batch(self, seconds: float, device_seconds: float, tokens: int, area: int) -> None:
         """Counts a batch."""
         self._batch_seconds.observe(seconds)
+        self._device_seconds.observe(device_seconds)
         self._batch_tokens.observe(tokens)
         self._padding.inc(area - tokens)
 
@@ -85,7 +91,7 @@ class _Engine:
         found: list[Any] = []
         gauges = {
             "jaxpool_queued_tokens": ("Tokens that wait.", self._scheduler.queued_tokens),
-            "jaxpool_queued_requests": ("Requests that wait.", self._scheduler.waiting),
+            "jaxpool_queued_requests": ("Requests of which something waits.", self._scheduler.waiting),
             "jaxpool_running_batches": ("Batches being computed.", self._scheduler.busy),
         }
         counters = {

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, plan
 from jaxpool.log import logger
 from jaxpool.pipeline import unpack
-from jaxpool.runner import Runner
+from jaxpool.runner import Batch, Runner
 
 Answers = list[tuple[Sequence, np.ndarray]]
 
@@ -26,8 +25,9 @@ BEAT = 0.5
 CANDIDATES, BATCHES_AHEAD = 1024, 4
 # Of a batch's tokens: what one request may put in before the others get their turn.
 TURN = 4
-# Batches that fail one after another before the device counts as lost.
-FAILURES = 3
+# Batches that fail one after another, or among the last sixteen (one replica of several may be lost), before the device
+# counts as lost.
+FAILURES, OF_LAST = 3, (8, 16)
 
 
 class DeadlineError(Exception):
@@ -48,6 +48,7 @@ class Work:
         done: called once, from a thread of the scheduler's, with the answers in any order, or what went wrong.
         priority: lower ones first.
         deadline: `time.monotonic()` after which it is not begun any more; None: never.
+        large: whether its tokens are counted apart from the others'.
         arrived: `time.monotonic()` at which it came.
         begun: when its first batch started; None before.
     """
@@ -57,6 +58,7 @@ class Work:
     done: Callable[[Answers | Exception], Any]
     priority: int = 0
     deadline: float | None = None
+    large: bool = False
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None
     _next: int = 0
@@ -73,6 +75,15 @@ class Work:
 Candidate = tuple[Work, Sequence]
 
 
+@dataclass(eq=False)
+class _Running:
+    """A batch on the device: who is in it, and since when."""
+
+    works: list[Work]
+    started: float = field(default_factory=time.monotonic)
+    lost: bool = False
+
+
 class Scheduler:
     """A thread that keeps a runner busy. Safe to use from several threads.
 
@@ -82,35 +93,51 @@ class Scheduler:
 
     Args:
         runner: the engine's.
-        observe: told of every batch that has run: seconds, tokens of its sequences, and of its shape.
+        observe: told of every batch that has run: seconds, those among them that the device had it, tokens of its
+            sequences, and of its shape.
         deliver: called when outcomes have been handed over, after all those of a batch.
+        batch_timeout: seconds after which the requests of a batch that does not come back are told.
+
+    Attributes:
+        queued_tokens: that wait.
+        large_tokens: those among them that are of `large` requests.
+        beat: `time.monotonic()` at the thread's last sign of life.
     """
 
     def __init__(
         self,
         runner: Runner,
-        observe: Callable[[float, int, int], Any] = lambda *_: None,
+        observe: Callable[[float, float, int, int], Any] = lambda *_: None,
         deliver: Callable[[], Any] = lambda: None,
+        batch_timeout: float = float("inf"),
     ) -> None:
         self._runner, self._observe, self._deliver = runner, observe, deliver
+        self._batch_timeout = batch_timeout
         self._waiting: deque[Work] = deque()
         self._back: dict[str, list[Candidate]] = {}  # by task: planned, but not yet run, so first in line
         self._turns: dict[str, int] = {}  # when each task had its last
         self._changed = threading.Condition()
         # One batch more than run at once, so that no replica waits for the planner.
         self._slots = sum(replica.in_flight for replica in runner.replicas) + 1
-        self._running = 0
-        self._failures = 0
+        self._running: set[_Running] = set()
+        self._failed: deque[bool] = deque(maxlen=OF_LAST[1])
         self._closed = False
-        self.queued_tokens = 0
+        self.queued_tokens = self.large_tokens = 0
         self.beat = time.monotonic()
         self._thread = threading.Thread(target=self._serve, name="jaxpool-scheduler", daemon=True)
         self._thread.start()
 
     @property
     def failing(self) -> bool:
-        """Whether one batch after another fails."""
-        return self._failures >= FAILURES
+        """Whether one batch after another fails, or half of them."""
+        last = list(self._failed)
+        return last[-FAILURES:] == [True] * FAILURES or sum(last) >= OF_LAST[0]
+
+    @property
+    def hanging(self) -> bool:
+        """Whether a batch has not come back for longer than it may take."""
+        with self._changed:
+            return any(batch.lost for batch in self._running)
 
     @property
     def alive(self) -> bool:
@@ -120,18 +147,19 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Batches that are being computed."""
-        return self._running
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests of which something still has to be computed, or is."""
-        return len(self._waiting)
+        """Requests of which something has not begun."""
+        with self._changed:
+            return len(self._unfinished)
 
     @property
     def _ready(self) -> bool:
         """Whether there is a place for a batch, and something to put into it that is worth it."""
         there = bool(self._waiting or any(self._back.values()))
-        return there and self._running < self._slots and self._worth(self.queued_tokens)
+        return there and len(self._running) < self._slots and self._worth(self.queued_tokens)
 
     def _worth(self, tokens: int) -> bool:
         """Whether so many tokens that wait are a reason for a batch: any are if none runs, else as many as fill one.
@@ -139,7 +167,10 @@ class Scheduler:
         Every batch reads all weights, so what comes while one runs had better share the next (docs/performance.md).
         """
         # Of a ladder's full shapes those for long texts are larger than the budget of a batch.
-        return self._running == 0 or tokens >= min(shape.area for shape in self._runner.ladder.full.values())
+        # One that hangs is no reason to wait for another.
+        return all(batch.lost for batch in self._running) or tokens >= min(
+            shape.area for shape in self._runner.ladder.full.values()
+        )
 
     @property
     def _unfinished(self) -> list[Work]:
@@ -156,7 +187,7 @@ class Scheduler:
             if self._closed:
                 raise RuntimeError("the scheduler is closed")
             self._waiting.append(work)
-            self.queued_tokens += sum(len(s.ids) for s in work.sequences)
+            self._count(work, sum(len(s.ids) for s in work.sequences))
             self._changed.notify()
 
     def drop(self, work: Work) -> None:
@@ -171,6 +202,12 @@ class Scheduler:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+
+    def _count(self, work: Work, tokens: int) -> None:
+        """Tokens of a request have come (or gone: negative) that wait."""
+        self.queued_tokens += tokens
+        if work.large:
+            self.large_tokens += tokens
 
     def _serve(self) -> None:
         while True:
@@ -194,15 +231,22 @@ class Scheduler:
             if work.begun is None and work.deadline is not None and now > work.deadline:
                 self._forget(work)
                 work.end(DeadlineError())
+        for batch in self._running:
+            if not batch.lost and now - batch.started > self._batch_timeout:
+                batch.lost = True
+                logger.error("a batch has not come back from the device for %.0f s", now - batch.started)
+                for work in batch.works:
+                    self._forget(work)
+                    work.end(DeviceError())
 
     def _forget(self, work: Work) -> None:
         back = self._back.get(work.task, [])
         with_it = [c for c in back if c[0] is work]
         self._back[work.task] = [c for c in back if c[0] is not work]
-        self.queued_tokens -= sum(len(s.ids) for _, s in with_it)
+        self._count(work, -sum(len(s.ids) for _, s in with_it))
         if work in self._waiting:
             self._waiting.remove(work)
-            self.queued_tokens -= sum(len(s.ids) for s in work.sequences[work._next :])
+            self._count(work, -sum(len(s.ids) for s in work.sequences[work._next :]))
             work._next = len(work.sequences)
 
     def _pick(self) -> list[Candidate]:
@@ -247,7 +291,8 @@ class Scheduler:
         except Exception:
             logger.exception("a batch could not be planned")
             with self._changed:
-                self.queued_tokens -= sum(len(s.ids) for _, s in candidates)
+                for work, sequence in candidates:
+                    self._count(work, -len(sequence.ids))
                 failed = list(dict.fromkeys(work for work, _ in candidates))
                 for work in failed:
                     self._forget(work)
@@ -263,46 +308,44 @@ class Scheduler:
         sequences = [sequence for _, sequence in candidates]
         for place, batch in enumerate(sorted(plans, key=lambda plan: min(plan.numbers))):
             with self._changed:
-                full = self._running >= self._slots
+                full = len(self._running) >= self._slots
                 if place and (full or not self._worth(sum(len(sequences[i].ids) for i in left))):
                     break
-                self._running += 1
+                running = _Running(list(dict.fromkeys(candidates[i][0] for i in batch.numbers)))
+                self._running.add(running)
             left.difference_update(batch.numbers)
-            for i in batch.numbers:
-                if candidates[i][0].begun is None:
-                    candidates[i][0].begun = now
-            self._run(task, batch, candidates, sequences)
+            for work in running.works:
+                if work.begun is None:
+                    work.begun = now
+            self._run(task, batch, candidates, sequences, running)
         with self._changed:
             # Not those that were dropped meanwhile.
-            kept = [candidates[i] for i in sorted(left) if not candidates[i][0]._ended]
-            self.queued_tokens -= sum(len(s.ids) for _, s in candidates) - sum(len(s.ids) for _, s in kept)
-            self._back[task] = kept + self._back.get(task, [])
+            kept = {i for i in left if not candidates[i][0]._ended}
+            for i, (work, sequence) in enumerate(candidates):
+                if i not in kept:
+                    self._count(work, -len(sequence.ids))
+            self._back[task] = [candidates[i] for i in sorted(kept)] + self._back.get(task, [])
 
-    def _run(self, task: str, batch: Plan, candidates: list[Candidate], sequences: list[Sequence]) -> None:
-        started = time.monotonic()
-
-        def finished(future: Future[np.ndarray]) -> None:
-            self._finish(task, batch, candidates, future, time.monotonic() - started)
-
-        try:
-            self._runner.submit(task, batch, sequences).add_done_callback(finished)
-        except Exception as error:
-            failed: Future[np.ndarray] = Future()
-            failed.set_exception(error)
-            finished(failed)
-
-    def _finish(
-        self, task: str, batch: Plan, candidates: list[Candidate], future: Future[np.ndarray], seconds: float
+    def _run(
+        self, task: str, batch: Plan, candidates: list[Candidate], sequences: list[Sequence], running: _Running
     ) -> None:
+        try:
+            future = self._runner.submit(task, batch, sequences)
+        except Exception as error:
+            future = Batch()
+            future.set_exception(error)
+        future.add_done_callback(lambda _: self._finish(task, batch, candidates, future, running))
+
+    def _finish(self, task: str, batch: Plan, candidates: list[Candidate], future: Batch, running: _Running) -> None:
         """In the replica's thread: hands out rows, and makes room for the next batch before that."""
         members = batch.numbers
         error = RuntimeError("cancelled") if future.cancelled() else future.exception()
-        failed = [] if error is None else list(dict.fromkeys(candidates[i][0] for i in members))
+        failed = [] if error is None else running.works
         with self._changed:
-            self._running -= 1
+            self._running.discard(running)
             for work in failed:  # before there is room for more of them
                 self._forget(work)
-            self._failures = self._failures + 1 if failed else 0
+            self._failed.append(bool(failed))
             self._changed.notify()
         if failed:
             logger.error("a batch failed: %s", error)
@@ -321,7 +364,8 @@ class Scheduler:
                 work._answers.append((sequence, own))
                 if len(work._answers) == len(work.sequences):
                     work.end(work._answers)
-            self._observe(seconds, sum(len(sequences[i].ids) for i in members), batch.shape.area)
+            tokens = sum(len(sequences[i].ids) for i in members)
+            self._observe(time.monotonic() - running.started, future.seconds, tokens, batch.shape.area)
         except Exception:  # in a replica's thread: it must go on, whatever this was
             logger.exception("a batch's answers could not be handed out")
         finally:

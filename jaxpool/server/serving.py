@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +22,11 @@ from jaxpool.server.errors import ApiError
 from jaxpool.server.limits import Limits
 from jaxpool.server.mailbox import Mailbox, settle
 from jaxpool.server.metrics import ModelMetrics
+from jaxpool.server.readers import Readers
 from jaxpool.server.scheduler import Answers, DeadlineError, DeviceError, Scheduler, Work
 
-TOKENISERS = 2
-# Seconds without a sign of life, or in one batch (a compilation may be in it), after which the device counts as lost.
-SILENCE, LONGEST_BATCH = 30.0, 600.0
+# Seconds without a sign of life of the scheduler, after which it counts as lost.
+SILENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,30 @@ class Answer:
     truncated: bool
 
 
+@dataclass(frozen=True)
+class _Wait:
+    """How a request waits: before whom, until when, and for whom."""
+
+    priority: int
+    deadline: float | None
+    gone: asyncio.Future[Any] | None
+
+    def check(self) -> None:
+        """Raises ApiError 499 or 504 if nobody waits for the answer any more, or it is too late."""
+        if self.gone is not None and self.gone.done():
+            raise _gone()
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise _late()
+
+
+def _gone() -> ApiError:
+    return ApiError(499, "the client has gone")
+
+
+def _late() -> ApiError:
+    return ApiError(504, "the request did not begin within the time that it had")
+
+
 class Serving:
     """A model behind a scheduler.
 
@@ -58,6 +81,10 @@ class Serving:
 
     Attributes:
         calls: makes its calls.
+        load: requests in work, from their arrival to their answer.
+        ready: whether every shape of every task that it answers is compiled.
+        cold: why it will not get ready, or None.
+        readers: the threads that read its requests.
     """
 
     def __init__(self, llm: LLM, names: tuple[str, ...], limits: Limits) -> None:
@@ -67,15 +94,18 @@ class Serving:
             )
         self.llm, self.names, self.limits = llm, names, limits
         self.started = int(time.time())
-        self.ready = False
+        self.ready, self.cold = False, ""
+        self.load = 0
         self.metrics = ModelMetrics(names[0])
         self._engine = llm.engine
         # Its own: errors name the model as clients know it, not where its files lie.
         self.calls = Calls(llm.recipe, llm.engine.tokenizer, names[0])
         self._mailbox = Mailbox()
-        self._scheduler = Scheduler(self._engine.runner, self._observe, self._mailbox.deliver)
-        self._tokenising = ThreadPoolExecutor(TOKENISERS, thread_name_prefix="jaxpool-server-tokenise")
-        self._rate = 0.0
+        runner = self._engine.runner
+        self._scheduler = Scheduler(runner, self._observe, self._mailbox.deliver, limits.batch_timeout)
+        self.readers = Readers(limits)
+        self._rate = 0.0  # tokens/s, of a replica
+        self._replicas = len(runner.replicas)
         self.metrics.watch(self._scheduler, self._engine.stats)
 
     @property
@@ -88,20 +118,17 @@ class Serving:
         """What decides which answer a text gets."""
         return self.llm.recipe
 
-    @property
-    def load(self) -> int:
-        """Requests that wait or are computed."""
-        return self._scheduler.waiting + self._scheduler.busy
-
     def trouble(self) -> str | None:
         """Why the model cannot answer at the moment, or None."""
         scheduler = self._scheduler
         if not scheduler.alive:
             return "the scheduler has ended"
         if scheduler.failing:
-            return "one batch after another fails on the device"
-        if time.monotonic() - scheduler.beat > (LONGEST_BATCH if scheduler.busy else SILENCE):
-            return "no sign of life from the device"
+            return "batches fail on the device"
+        if scheduler.hanging:
+            return "a batch does not come back from the device"
+        if time.monotonic() - scheduler.beat > SILENCE:
+            return "no sign of life from the scheduler"
         return None
 
     async def answer(
@@ -112,6 +139,7 @@ class Serving:
         timeout: float | None = None,
         gone: asyncio.Future[Any] | None = None,
         inputs: int | None = None,
+        size: int = 0,
     ) -> list[Answer]:
         """The answers to a call's requests, in order.
 
@@ -121,58 +149,71 @@ class Serving:
             timeout: seconds within which it has to begin; None: the server's own.
             gone: done when nobody waits for the answer any more.
             inputs: how many the client gave, where the call has a request for each text of a pair.
+            size: bytes of the request's body.
 
         Raises:
             ApiError: 413 too many texts, 429 the queue is full, 503 the device failed, 504 too late, 499 `gone`.
             ValueError: as `make` and `Reader.read`.
         """
-        limits, loop = self.limits, asyncio.get_running_loop()
-        call, sequences = await loop.run_in_executor(self._tokenising, self._read, make, inputs)
+        self.load += 1
+        try:
+            allowed = self.limits.timeout if timeout is None else timeout
+            wait = _Wait(priority, None if allowed is None else time.monotonic() + allowed, gone)
+            return await self._answer(make, wait, inputs, size)
+        finally:
+            self.load -= 1
+
+    async def _answer(self, make: Callable[[], Call], wait: _Wait, inputs: int | None, size: int) -> list[Answer]:
+        self._check_queue(0)
+        call, sequences = await self.readers.read(partial(self._read, make, wait, inputs), size)
         if not sequences:
             return []
         found = tiles(sequences)
         tokens = sum(len(s.ids) for s in (*sequences, *found))
-        limits.check_queue(self._scheduler.queued_tokens, tokens, self._rate)
-        allowed = limits.timeout if timeout is None else timeout
-        deadline = None if allowed is None else time.monotonic() + allowed
-        run = partial(self._run, priority=priority, gone=gone)
+        self._check_queue(tokens)
+        run = partial(self._run, large=self.limits.large(tokens))
         if found:
-            seen = await run(IMAGE, found, deadline=deadline)
+            seen = await run(IMAGE, found, wait)
             place = partial(show, sequences, seen, self.recipe.config.image_token)
-            sequences = await loop.run_in_executor(self._tokenising, place)
-            deadline = None  # it has begun in time
+            sequences = await self.readers.run(place, size)
+            wait = replace(wait, deadline=None)  # it has begun in time
             del found, seen, place  # pixels
         programs: dict[str, list[Sequence]] = {}
         for sequence in sequences:
             programs.setdefault(program_for(call.task, sequence), []).append(sequence)
-        runs = [run(program, own, deadline=deadline) for program, own in programs.items()]
+        runs = [run(program, own, wait) for program, own in programs.items()]
         # Nearly always one, which needs no task of its own.
         answers = [await runs[0]] if len(runs) == 1 else await asyncio.gather(*runs)
         return self._in_order(call, [answer for own in answers for answer in own])
 
-    def _read(self, make: Callable[[], Call], inputs: int | None) -> tuple[Call, list[Sequence]]:
-        """A call and its sequences, unless there is no room for them. Errors as `answer`."""
+    def _check_queue(self, tokens: int) -> None:
+        """Raises ApiError 429 if there is no room for so many tokens."""
+        waiting = self._scheduler
+        self.limits.check_queue(waiting.queued_tokens, waiting.large_tokens, tokens, self._rate * self._replicas)
+
+    def _read(self, make: Callable[[], Call], wait: _Wait, inputs: int | None) -> tuple[Call, list[Sequence]]:
+        """A call and its sequences, unless nobody waits for them any more. Errors as `answer`."""
+        wait.check()
         call = make()
         self.limits.check_texts(len(call.requests) if inputs is None else inputs)
-        self.limits.check_queue(self._scheduler.queued_tokens, 0, self._rate)
         return call, self._engine.read(call.requests, call.reading) if call.requests else []
 
     async def _run(
         self,
         program: str,
         sequences: list[Sequence],
+        wait: _Wait,
         *,
-        priority: int,
-        deadline: float | None,
-        gone: asyncio.Future[Any] | None,
+        large: bool,
     ) -> Answers:
         """The answers to sequences that one program computes. Errors as `answer`."""
         future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
 
         def leave(_: asyncio.Future[Any]) -> None:
-            settle(future, ApiError(499, "the client has gone"))
+            settle(future, _gone())
 
-        work = Work(program, sequences, partial(self._mailbox.put, future), priority, deadline)
+        gone = wait.gone
+        work = Work(program, sequences, partial(self._mailbox.put, future), wait.priority, wait.deadline, large)
         self._scheduler.submit(work)
         if gone is not None:
             gone.add_done_callback(leave)
@@ -180,7 +221,7 @@ class Serving:
         try:
             answers = await future
         except DeadlineError:
-            raise ApiError(504, "the request did not begin within the time that it had") from None
+            raise _late() from None
         except DeviceError:
             raise ApiError(503, "the device failed; try again", headers={"Retry-After": "5"}) from None
         except RuntimeError as error:
@@ -195,15 +236,19 @@ class Serving:
         return answers
 
     async def warm(self) -> None:
-        """Compiles and runs every shape; ready from then on."""
-        await asyncio.get_running_loop().run_in_executor(None, self.llm.warmup)
+        """Compiles and runs every shape of every task that it answers; ready from then on. Errors as `LLM.warmup`."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self.llm.warmup, *self.recipe.tasks)
+        except Exception:
+            self.cold = "it could not be warmed up: the server's log has more"
+            raise
         self.ready = True
 
     def close(self) -> None:
         """Ends its threads. What still waits is told."""
         self._scheduler.close()
         self.metrics.close()
-        self._tokenising.shutdown(wait=False, cancel_futures=True)
+        self.readers.close()
         self.llm.close()
 
     def _in_order(self, call: Call, answers: Answers) -> list[Answer]:
@@ -215,6 +260,6 @@ class Serving:
                 found[owner] = answer
         return [answer for answer in found if answer is not None]
 
-    def _observe(self, seconds: float, tokens: int, area: int) -> None:
-        self._rate += 0.1 * (tokens / max(seconds, 1e-6) - self._rate)
-        self.metrics.batch(seconds, tokens, area)
+    def _observe(self, seconds: float, device_seconds: float, tokens: int, area: int) -> None:
+        self._rate += 0.1 * (tokens / max(device_seconds, 1e-6) - self._rate)
+        self.metrics.batch(seconds, device_seconds, tokens, area)

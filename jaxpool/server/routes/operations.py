@@ -36,7 +36,7 @@ async def ready(request: Request) -> Response:
     """200 once nothing compiles any more."""
     for serving in _models(request):
         if not serving.ready:
-            raise ApiError(503, f"{serving.name}: still warming up")
+            raise ApiError(503, f"{serving.name}: {serving.cold or 'still warming up'}")
     return await health(request)
 
 
@@ -48,7 +48,7 @@ async def version_(request: Request) -> dict[str, str]:
 
 @router.get("/load")
 async def load(request: Request) -> dict[str, int]:
-    """Requests that wait or are computed, over all models."""
+    """Requests in work, from their arrival to their answer, over all models: vLLM's."""
     return {"server_load": sum(serving.load for serving in _models(request))}
 
 

@@ -25,8 +25,9 @@ from jaxpool.server.context import compute, find_model, options
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ScoringBody
+from jaxpool.server.readers import THREADS
 from jaxpool.server.routes.pairs import check_scores, score_pairs
-from jaxpool.server.serving import TOKENISERS, Serving
+from jaxpool.server.serving import Serving
 from jaxpool.server.tei_protocol import (
     DecodeBody,
     EmbedAllBody,
@@ -153,7 +154,7 @@ async def info(request: Request, model: str | None = None) -> dict[str, Any]:
         "max_batch_requests": None,
         "max_client_batch_size": limits.texts,
         "auto_truncate": True,
-        "tokenization_workers": TOKENISERS,
+        "tokenization_workers": sum(THREADS.values()),
         "version": version("jaxpool"),
         "sha": None,
         "docker_label": None,
