@@ -52,6 +52,13 @@ def test_answers_stand_in_the_order_of_the_requests(model, tmp_path, capsys):
     assert "40 answered, 0 refused, 0 broken" in capsys.readouterr().out
 
 
+def test_a_request_keeps_its_own_id(model, tmp_path):
+    _, found = batch(tmp_path, [request("a", input="hello", request_id="mine"), request("b", input="hello")], model)
+    mine, other = (line["response"] for line in found)
+    assert mine["body"]["id"] == "embd-mine"
+    assert other["body"]["id"] == f"embd-{other['request_id']}"
+
+
 def test_a_broken_line_is_a_line(model, tmp_path, capsys):
     lines = [
         request("first", input="hello"),

@@ -265,3 +265,46 @@ def test_coheres_own_client(address, llm):
     assert scores == sorted(scores, reverse=True)
     assert all(isinstance(result.index, int) for result in ranked.results)
     assert ranked.id.startswith("rerank-")
+    assert ranked.meta.api_version.version == "2"
+    assert ranked.meta.billed_units.search_units == 1
+    assert ranked.meta.billed_units.input_tokens > 0
+
+
+def test_coheres_older_client(address, llm):
+    cohere = pytest.importorskip("cohere")
+    client = cohere.Client(api_key="none", base_url=address)
+    many = [f"{text} {number}" for number in range(40) for text in TEXTS]  # the client sends them in two requests
+    found = client.embed(model="tiny", texts=many, input_type="search_query")
+    assert found.response_type == "embeddings_floats"
+    np.testing.assert_allclose(found.embeddings, llm.embed_array(many, prompt="query: "), atol=1e-5)
+    assert found.texts == many
+    assert found.meta.api_version.version == "1"
+    assert found.meta.billed_units.input_tokens > len(many)
+    typed = client.embed(model="tiny", texts=TEXTS, input_type="search_query", embedding_types=["int8", "float"])
+    assert typed.response_type == "embeddings_by_type"
+    np.testing.assert_allclose(typed.embeddings.float_, llm.embed_array(TEXTS, prompt="query: "), atol=1e-5)
+    assert np.shape(typed.embeddings.int8) == (3, 32)
+    ranked = client.rerank(model="ranker", query="who?", documents=[*TEXTS, {"text": "hello"}], return_documents=True)
+    assert [result.document.text for result in ranked.results] == [
+        [*TEXTS, "hello"][result.index] for result in ranked.results
+    ]
+    assert ranked.meta.api_version.version == "1"
+    with pytest.raises(cohere.BadRequestError, match="rank_fields"):
+        client.rerank(model="ranker", query="who?", documents=[{"text": "a", "title": "b"}], rank_fields=["title"])
+
+
+@pytest.mark.parametrize(("path", "version"), [("/v1/rerank", "1"), ("/v2/rerank", "2"), ("/rerank", None)])
+@pytest.mark.parametrize(("documents", "units"), [(1, 1), (100, 1), (101, 2)])
+def test_what_a_ranking_is_billed_as(client, path, version, documents, units):
+    body = {"model": "ranker", "query": "who?", "documents": ["hello"] * documents}
+    found = client.post(path, json=body).json()
+    tokens = found["usage"]["total_tokens"]
+    told = {"api_version": {"version": version}, "billed_units": {"search_units": units, "input_tokens": tokens}}
+    assert found.get("meta") == (told if version else None)
+
+
+def test_the_older_path_names_its_answer(client):
+    found = client.post("/v1/embed", json={"model": "tiny", "texts": TEXTS}, headers={"x-request-id": "mine"}).json()
+    assert found["id"] == "embd-mine"
+    assert found["embeddings"] == embed(client)["embeddings"]["float"]
+    assert client.post("/v1/embed", json={"model": "tiny", "texts": []}).status_code == 400

@@ -214,6 +214,15 @@ def test_spellings_of_a_data_url(closed, vectors, part):
     np.testing.assert_allclose(item["embedding"], vectors[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("field", ["messages", "input"])
+def test_pictures_of_several_conversations(closed, refused, vectors, field):
+    several = [user(linked(PICTURES[1])), user(text("a cat")), user(linked(PICTURES[0]))]
+    found = [item["embedding"] for item in closed("/v1/embeddings", **{field: several})["data"]]
+    (word,) = closed("/v1/embeddings", input="a cat")["data"]
+    np.testing.assert_allclose(found, [vectors[1], word["embedding"], vectors[0]], atol=1e-6)
+    assert "messages[1][0].content[0]" in refused("is no picture", [several[0], user(linked(b"no picture"))])
+
+
 def test_an_empty_text_beside_a_picture_is_none(closed, vectors):
     messages = [{"role": "system", "content": ""}, *user(text(""), linked(PICTURES[0]))]
     (item,) = closed("/v1/embeddings", messages=messages)["data"]

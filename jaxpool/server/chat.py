@@ -39,13 +39,13 @@ class Chat:
 
         Args:
             serving: the model.
-            body: has messages.
+            body: has the messages of one conversation.
             names: how errors call each message's content; None: by its place in the body.
 
         Raises:
             ValueError: no template, one that is not trusted or is broken, or parts that the model does not take.
         """
-        template, messages = self._template(serving, body), body.messages or ()
+        template, (messages,) = self._template(serving, body), body.conversations
         tower = serving.recipe.family.tower
         called = names or [f"messages[{i}].content" for i in range(len(messages))]
         parts = {
@@ -79,6 +79,11 @@ class Chat:
             return body.add_special_tokens is not False
         template = self._template(serving, body)
         return template is None or template.bare
+
+    def of_pairs(self, serving: Serving) -> str | None:
+        """The server's template, for pairs that the model reads at once; None: the checkpoint's own, or none."""
+        own = self.template
+        return None if own is None or serving.recipe.embeds or own_template(own) is not None else own
 
     def _template(self, serving: Serving, body: TextBody) -> _Template | None:
         if body.chat_template is not None and not self.trust_requests:

@@ -41,13 +41,28 @@ def options(body: Body, **more: Any) -> PoolingParams:
 
 async def open_messages(request: Request, serving: Serving, body: TextBody) -> TextBody:
     """The body, with the pictures of its messages opened, if the model sees. Errors as `Pictures.opened`."""
+    serving.limits.check_texts(len(body.conversations))
     if body.messages is None or serving.recipe.family.tower is None:
         return body
-    pictures = pictures_of(request, body)
-    contents = [Content(message.get("content"), f"messages[{i}].content") for i, message in enumerate(body.messages)]
-    (opened,) = await pictures.opened([contents])
-    messages = [{**message, "content": content} for message, content in zip(body.messages, opened, strict=True)]
-    return body.model_copy(update={"messages": messages})
+    contents = [
+        [Content(message.get("content"), name) for message, name in zip(messages, names, strict=True)]
+        for messages, names in zip(body.conversations, _names(body), strict=True)
+    ]
+    opened = await pictures_of(request, body).opened(contents)
+    seen = [
+        [{**message, "content": content} for message, content in zip(messages, own, strict=True)]
+        for messages, own in zip(body.conversations, opened, strict=True)
+    ]
+    return body.model_copy(update={"messages": seen if body.several else seen[0]})
+
+
+def _names(body: TextBody) -> list[list[str]]:
+    """How errors call the content of each message of each conversation."""
+    numbers = [f"[{number}]" if body.several else "" for number in range(len(body.conversations))]
+    return [
+        [f"messages{number}[{i}].content" for i in range(len(messages))]
+        for number, messages in zip(numbers, body.conversations, strict=True)
+    ]
 
 
 def pictures_of(request: Request, body: Body) -> Pictures:
@@ -58,10 +73,14 @@ def pictures_of(request: Request, body: Body) -> Pictures:
 
 
 def prompts(request: Request, serving: Serving, body: TextBody) -> Any:
-    """The body's input, or the prompt that a chat template makes of its messages. Raises ValueError."""
+    """The body's input, or the prompts that a chat template makes of its conversations. Raises ValueError."""
     if body.messages is None:
         return body.input
-    return chat_of(request).render(serving, body)
+    render = chat_of(request).render
+    if not body.several:
+        return render(serving, body)
+    each = zip(body.conversations, _names(body), strict=True)
+    return [render(serving, body.model_copy(update={"messages": messages}), names) for messages, names in each]
 
 
 def tokenization(request: Request, serving: Serving, body: TextBody) -> dict[str, Any]:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.requests import Request
+
+from jaxpool.server.protocol import Body
 from jaxpool.server.serving import Answer, Serving
 
 # The header that says how many of a request's texts were cut.
 TRUNCATED = "x-truncated-texts"
 
 
-def around(kind: str, serving: Serving, answers: Sequence[Answer], request_id: str | None = None) -> dict[str, Any]:
+def around(kind: str, request: Request, serving: Serving, answers: Sequence[Answer], body: Body) -> dict[str, Any]:
     """The fields round the data of an answer in OpenAI's style.
 
     Args:
         kind: in front of the id: "embd", "pool", …
+        request: that is answered.
         serving: whose name stands there.
         answers: whose tokens are counted.
-        request_id: the client's own.
+        body: of the request.
     """
     return {
-        "id": f"{kind}-{request_id or uuid.uuid4().hex}",
+        "id": f"{kind}-{own_id(request, body)}",
         "object": "list",
         "created": int(time.time()),
         "model": serving.name,
         "usage": usage(answers),
     }
+
+
+def own_id(request: Request, body: Body) -> str:
+    """The client's own id of a request: its header's, as in vLLM before its body's; or the one made here."""
+    made: str = request.state.request_id
+    return made if request.headers.get("x-request-id") else body.request_id or made
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:

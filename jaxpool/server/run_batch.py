@@ -122,11 +122,11 @@ async def answer_lines(app: Any, lines: Iterable[bytes], out: IO[bytes], at_once
 async def _answer(app: ASGIApp, line: bytes, counts: Counts) -> bytes:
     import orjson
 
-    name, request_id = f"batch_req_{uuid.uuid4().hex}", uuid.uuid4().hex
+    name = f"batch_req_{uuid.uuid4().hex}"
     custom_id, response, error = None, None, None
     try:
         custom_id, url, body = parse_line(line)
-        status, content = await _ask(app, url, body, request_id)
+        status, request_id, content = await _ask(app, url, body)
         # The bytes that the endpoint wrote, without reading and writing their floats again.
         response = {"status_code": status, "request_id": request_id, "body": orjson.Fragment(content)}
         counts.answered, counts.refused = counts.answered + (status < 400), counts.refused + (status >= 400)
@@ -166,8 +166,8 @@ def parse_line(line: bytes) -> tuple[str, str, bytes]:
     return given["custom_id"], given["url"], orjson.dumps(given["body"])
 
 
-async def _ask(app: ASGIApp, url: str, body: bytes, request_id: str) -> tuple[int, bytes]:
-    """One request, as an HTTP server would hand it to the application; its status and body."""
+async def _ask(app: ASGIApp, url: str, body: bytes) -> tuple[int, str, bytes]:
+    """One request, as an HTTP server would hand it to the application; its status, its id and its body."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Message] = []
 
@@ -180,7 +180,7 @@ async def _ask(app: ASGIApp, url: str, body: bytes, request_id: str) -> tuple[in
         sent.append(message)
 
     path, _, query = url.partition("?")
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "x-request-id": request_id}
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -201,4 +201,6 @@ async def _ask(app: ASGIApp, url: str, body: bytes, request_id: str) -> tuple[in
         # Starlette answers 500, and then raises for the server's log, where it stands already.
         if not sent:
             raise
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]) or b"null"
+    # A 500 is answered outside of what gives requests their ids.
+    request_id = dict(sent[0]["headers"]).get(b"x-request-id", b"").decode() or uuid.uuid4().hex
+    return sent[0]["status"], request_id, b"".join(message.get("body", b"") for message in sent[1:]) or b"null"

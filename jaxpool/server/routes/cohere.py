@@ -1,4 +1,4 @@
-"""Cohere's `/v2/embed`. Its `/v2/rerank` is in `pairs.py`."""
+"""Cohere's `/v2/embed` and `/v1/embed`. Its `/v2/rerank` is in `pairs.py`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,37 @@ router = APIRouter()
 @router.post("/v2/embed")
 async def embed(request: Request, body: CohereBody) -> Response:
     """Cohere's: vectors of one or several types. `input_type` chooses the checkpoint's prompt; long texts are cut."""
+    matrix, documents, answers = await _embed(request, body)
+    found = {
+        "embeddings": {kind: encode(matrix, kind) for kind in body.types},
+        **({"texts": documents} if all(isinstance(document, str) for document in documents) else {}),
+        "response_type": "embeddings_by_type",
+    }
+    return _response(request, body, found, _meta("2", answers, documents), answers)
+
+
+@router.post("/v1/embed")
+async def embed_v1(request: Request, body: CohereBody) -> Response:
+    """Cohere's older clients': as `/v2/embed`, and without `embedding_types` lists of floats."""
+    matrix, documents, answers = await _embed(request, body)
+    by_type = {kind: encode(matrix, kind) for kind in body.types}
+    found = {
+        "embeddings": by_type if body.embedding_types else by_type["float"],
+        "texts": [document for document in documents if isinstance(document, str)],
+        "response_type": "embeddings_by_type" if body.embedding_types else "embeddings_floats",
+    }
+    return _response(request, body, found, _meta("1", answers, documents), answers)
+
+
+def _response(
+    request: Request, body: CohereBody, found: dict[str, Any], meta: dict[str, Any], answers: list[Answer]
+) -> Response:
+    around = {"id": f"embd-{replies.own_id(request, body)}", **found, "meta": meta}
+    return json_response(around, replies.headers(answers))
+
+
+async def _embed(request: Request, body: CohereBody) -> tuple[np.ndarray, list[Any], list[Answer]]:
+    """The vectors [n, D] of a body's texts or pictures, these, and the answers that the vectors are of."""
     serving = find_model(request, body.model)
     vectors.check_embeds(serving)
     recipe = serving.recipe
@@ -50,15 +81,7 @@ async def embed(request: Request, body: CohereBody) -> Response:
         cut=body.cut(recipe.max_length),
         special_tokens=special,
     )
-    matrix = np.stack([answer.data for answer in answers])
-    found = {
-        "id": replies.around("embd", serving, answers, body.request_id)["id"],
-        "embeddings": {kind: encode(matrix, kind) for kind in body.types},
-        **({"texts": documents} if all(isinstance(document, str) for document in documents) else {}),
-        "meta": _meta(answers, documents),
-        "response_type": "embeddings_by_type",
-    }
-    return json_response(found, replies.headers(answers))
+    return np.stack([answer.data for answer in answers]), documents, answers
 
 
 async def _seen(request: Request, serving: Serving, body: CohereBody, prompt: str) -> tuple[list[str | Shown], bool]:
@@ -87,12 +110,12 @@ async def _seen(request: Request, serving: Serving, body: CohereBody, prompt: st
     return await run_in_threadpool(write)
 
 
-def _meta(answers: list[Answer], documents: list[Any]) -> dict[str, Any]:
+def _meta(version: str, answers: list[Answer], documents: list[Any]) -> dict[str, Any]:
     counted = {True: 0, False: 0}
     for answer, document in zip(answers, documents, strict=True):
         counted[isinstance(document, str)] += answer.tokens
     meta: dict[str, Any] = {
-        "api_version": {"version": "2"},
+        "api_version": {"version": version},
         "billed_units": {"input_tokens": counted[True], "image_tokens": counted[False]},
     }
     cut = sum(answer.truncated for answer in answers)

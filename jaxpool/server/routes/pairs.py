@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.requests import Request
 
@@ -15,7 +15,7 @@ from jaxpool import scoring
 from jaxpool.calls import Pairs
 from jaxpool.recipe import Recipe
 from jaxpool.server import replies
-from jaxpool.server.context import compute, find_model, options, pictures_of
+from jaxpool.server.context import chat_of, compute, find_model, options, pictures_of
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.pictures import Content
@@ -23,6 +23,8 @@ from jaxpool.server.protocol import RerankBody, ScoreBody, ScoringBody
 from jaxpool.server.serving import Answer, Serving
 
 router = APIRouter()
+# Cohere's paths -> the version of its interface.
+_COHERES = {"/v1/rerank": "1", "/v2/rerank": "2"}
 
 
 @router.post("/score")
@@ -40,7 +42,7 @@ async def score(request: Request, body: ScoreBody) -> Response:
     pairs = serving.calls.pairs(*([next(parsed) for _ in side] for side in sides.values()))
     scores, answers = await score_pairs(request, serving, body, pairs, body.truncate_prompt_tokens)
     data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(scores)]
-    around = replies.around("score", serving, answers, body.request_id)
+    around = replies.around("score", request, serving, answers, body)
     return json_response({**around, "data": data}, replies.headers(answers))
 
 
@@ -60,14 +62,9 @@ async def rerank(request: Request, body: RerankBody) -> Response:
     opened = await open_sides(request, serving, body, named)
     wishes = body.mm_processor_kwargs or {}
     query, *sides = [side_of(item, name, serving.recipe, wishes) for name, item in zip(named, opened, strict=True)]
-    queries, documents = serving.calls.pairs(query, sides)
-    if limit := body.max_tokens_per_doc:
-        cut = serving.llm.engine.tokenizer.cut_text
-        documents = await run_in_threadpool(
-            lambda: [cut(document, limit) if isinstance(document, str) else document for document in documents]
-        )
+    pairs = serving.calls.pairs(query, sides)
     truncate = -1 if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens
-    scores, answers = await score_pairs(request, serving, body, (queries, documents), truncate)
+    scores, answers = await score_pairs(request, serving, body, pairs, truncate)
     ranked = scoring.rank(scores.tolist(), sides, body.top_n or None, return_documents=False)
     results: list[dict[str, Any]] = [{"index": r.index, "relevance_score": r.score} for r in ranked]
     if body.return_documents:
@@ -75,8 +72,16 @@ async def rerank(request: Request, body: RerankBody) -> Response:
             side = sides[result["index"]]
             given = body.documents[result["index"]]
             result["document"] = {"text": side} if isinstance(side, str) else {"multi_modal": given["content"]}
-    around = replies.around("rerank", serving, answers, body.request_id)
-    return json_response({**around, "results": results}, replies.headers(answers))
+    around = replies.around("rerank", request, serving, answers, body)
+    meta = _meta(request, answers, len(sides))
+    return json_response({**around, "results": results, **meta}, replies.headers(answers))
+
+
+def _meta(request: Request, answers: list[Answer], documents: int) -> dict[str, Any]:
+    """Cohere's, on its paths: a search unit is a query with up to 100 documents."""
+    version = _COHERES.get(request.scope["route"].path)
+    units = {"search_units": -(-documents // 100), "input_tokens": sum(answer.tokens for answer in answers)}
+    return {"meta": {"api_version": {"version": version}, "billed_units": units}} if version else {}
 
 
 def check_scores(serving: Serving, api: str) -> None:
@@ -95,12 +100,17 @@ async def score_pairs(
 ) -> tuple[np.ndarray, list[Answer]]:
     """Scores [n], and the answers that they are of."""
 
+    template = chat_of(request).of_pairs(serving)
+
     def make() -> Any:
+        limits = (body.max_tokens_per_query, body.max_tokens_per_doc)
+        first, second = (_cut(side, limit, serving) for side, limit in zip(pairs, limits, strict=True))
         return serving.calls.score(
-            pairs,
+            (first, second),
             options(body),
             truncate=truncate,
             tokenization=body.tokenization,
+            chat_template=template,
             instruction=body.instruction,
         )
 
@@ -109,6 +119,14 @@ async def score_pairs(
     if not serving.recipe.embeds:
         return rows[:, 0], answers
     return scoring.cosine(rows[: len(pairs[0])], rows[len(pairs[0]) :]), answers
+
+
+def _cut(side: list[scoring.Side], limit: int, serving: Serving) -> list[scoring.Side]:
+    """One side's texts, each at most `limit` tokens long; 0: as they are. Of a query that meets many documents once."""
+    if not limit:
+        return side
+    cut = cache(lambda text: serving.llm.engine.tokenizer.cut_text(text, limit))
+    return [cut(item) if isinstance(item, str) else item for item in side]
 
 
 async def open_sides(request: Request, serving: Serving, body: ScoringBody, named: Mapping[str, Any]) -> list[Any]:

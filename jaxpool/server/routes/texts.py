@@ -28,7 +28,7 @@ async def embeddings(request: Request, body: EmbeddingBody) -> Response:
     serving = find_model(request, body.model)
     check_embeds(serving)
     answers = await _encode(request, serving, body, EMBED)
-    return await _vectors(serving, body, answers, "embd", "embedding")
+    return await _vectors(request, serving, body, answers, "embd", "embedding")
 
 
 @router.post("/pooling")
@@ -36,7 +36,7 @@ async def pooling(request: Request, body: PoolingBody) -> Response:
     """vLLM's: what the model's pooler extracts, of any of its tasks."""
     serving = find_model(request, body.model)
     answers = await _encode(request, serving, body, body.task)
-    return await _vectors(serving, body, answers, "pool", "pooling")
+    return await _vectors(request, serving, body, answers, "pool", "pooling")
 
 
 @router.post("/classify")
@@ -52,7 +52,7 @@ async def classify(request: Request, body: ClassifyBody) -> Response:
         best = int(answer.data.argmax())
         label = labels.get(str(best))
         data.append({"index": i, "label": label, "probs": answer.data, "num_classes": len(answer.data)})
-    around = replies.around("classify", serving, answers, body.request_id)
+    around = replies.around("classify", request, serving, answers, body)
     return json_response({**around, "data": data}, replies.headers(answers))
 
 
@@ -71,8 +71,10 @@ async def _encode(request: Request, serving: Serving, body: TextBody, task: str 
     return await compute(request, serving, body, make)
 
 
-async def _vectors(serving: Serving, body: VectorBody, answers: list[Answer], kind: str, what: str) -> Response:
-    around = replies.around(kind, serving, answers, body.request_id)
+async def _vectors(
+    request: Request, serving: Serving, body: VectorBody, answers: list[Answer], kind: str, what: str
+) -> Response:
+    around = replies.around(kind, request, serving, answers, body)
     headers = replies.headers(answers)
     if body.encoding_format.startswith("bytes"):
         return bytes_response([answer.data for answer in answers], body, around, headers)

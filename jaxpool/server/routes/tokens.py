@@ -34,6 +34,9 @@ def tokenize(request: Request, body: TokenizeBody) -> Response:
         messages=body.messages,
         add_special_tokens=body.add_special_tokens,
         add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        chat_template=body.chat_template,
+        chat_template_kwargs=body.chat_template_kwargs,
     )
     prompt = prompts(request, serving, text_body)
     if isinstance(prompt, Shown):
