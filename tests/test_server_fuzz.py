@@ -196,8 +196,8 @@ def fields(url):
     found = {}
     for path, body in BODIES.items():
         schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        declared = kinds[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else {}
-        found[path] = sorted(declared.get("properties", {}).keys() | body.keys())
+        declared = schema.get("anyOf") or [kinds[schema["$ref"].rpartition("/")[2]]]
+        found[path] = sorted({name for kind in declared for name in kind["properties"]} | body.keys())
     return found
 
 

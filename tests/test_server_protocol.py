@@ -193,6 +193,77 @@ def test_raw_vectors(llms, ask, flag):
     np.testing.assert_allclose([item["embedding"]], expected, rtol=1e-5)
 
 
+# Fields that are null.
+
+NULLS = {
+    "/v1/embeddings": {"model": "embed", "input": FOX},
+    "/pooling": {"model": "embed", "input": FOX},
+    "/classify": {"model": "classes", "input": FOX},
+    "/score": {"model": "pairs", "text_1": "a dog", "text_2": FOX},
+    "/rerank": {"model": "pairs", "query": "a dog", "documents": DOCUMENTS},
+    "/v1/rerank": {"model": "pairs", "query": "a dog", "documents": DOCUMENTS},
+    "/v2/embed": {"model": "embed", "texts": [FOX]},
+    "/embed": {"model": "embed", "inputs": FOX},
+    "/predict": {"model": "classes", "inputs": FOX},
+    "/similarity": {"model": "embed", "inputs": {"source_sentence": FOX, "sentences": [HELLO]}},
+    "/invocations": {"model": "embed", "input": FOX},
+    "/tokenize": {"model": "embed", "prompt": FOX},
+    "/decode": {"model": "embed", "ids": [5, 6]},
+}
+
+
+def without_ids(answer):
+    return {k: v for k, v in answer.items() if k not in ("id", "created")} if isinstance(answer, dict) else answer
+
+
+def bodies_of(document, path):
+    """The schemas of a path's bodies."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    kinds = document["components"]["schemas"]
+    return schema.get("anyOf") or [kinds[schema["$ref"].rpartition("/")[2]]]
+
+
+@pytest.mark.parametrize("path", NULLS)
+def test_null_is_the_default(client, ask, path):
+    body = NULLS[path]
+    known = {name for kind in bodies_of(client.get("/openapi.json").json(), path) for name in kind["properties"]}
+    assert len(known - body.keys()) >= 1
+    nothing = dict.fromkeys(known - body.keys())
+    assert without_ids(ask(path, **nothing, **body)) == without_ids(ask(path, **body))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/rerank", {"query": None, "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": None}, "documents"),
+        ("/detokenize", {"tokens": None}, "tokens"),
+        ("/embed", {"inputs": None}, "inputs"),
+    ],
+)
+def test_what_is_needed_is_not_null(refused, path, body, field):
+    refused(path, f"{field}: Field required", model="pairs", **body)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/embeddings", "late_chunking_params", {"chunk_size": 4}),
+        ("/v1/embeddings", "late_chunking", True),
+        ("/pooling", "media_io_kwargs", {"image": {"x": 1}}),
+        ("/score", "chat_template", "{{ messages }}"),
+        ("/rerank", "rank_fields", ["title"]),
+        ("/rerank", "max_chunks_per_doc", 10),
+    ],
+)
+def test_fields_that_would_change_the_answer(client, ask, refused, path, field, value):
+    refused(path, f"{field}: not supported here", **NULLS[path], **{field: value})
+    plain = without_ids(ask(path, **NULLS[path]))
+    for nothing in (None, type(value)()):
+        assert without_ids(ask(path, **NULLS[path], **{field: nothing})) == plain
+    assert without_ids(ask(path, **NULLS[path], cache_salt="x", nobodys=[1])) == plain
+
+
 # Conversations.
 
 
@@ -213,6 +284,36 @@ def test_a_conversation_is_the_text_that_its_template_makes(ask, path, messages,
     completion = ask(path, input=text, add_special_tokens=False, **short)
     assert chat["data"] == completion["data"]
     assert chat["usage"] == completion["usage"]
+
+
+@pytest.mark.parametrize("field", ["messages", "input"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
+def test_several_conversations(ask, path, field):
+    other = [{"role": "user", "content": "hello"}]
+    how = {"model": "chat", "truncate_prompt_tokens": -1}
+    alone = [ask(path, messages=messages, **how) for messages in (MESSAGES, other)]
+    both = ask(path, **{field: [MESSAGES, other]}, **how)
+    assert [item["index"] for item in both["data"]] == [0, 1]
+    for item, one in zip(both["data"], alone, strict=True):
+        assert item["object"] == one["data"][0]["object"]
+        field_of = "data" if path == "/pooling" else "embedding"
+        np.testing.assert_allclose(item[field_of], one["data"][0][field_of], atol=1e-6)
+    assert both["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone)
+    assert ask(path, **{field: MESSAGES}, **how)["data"] == alone[0]["data"]
+    assert len(ask(path, **{field: [MESSAGES]}, **how)["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "status"),
+    [
+        ({"messages": [MESSAGES, []]}, "`messages` is empty", 400),
+        ({"messages": [MESSAGES, [{"role": "user"}]]}, "messages[1][0].content: `content`", 400),
+        ({"messages": [MESSAGES] * 65}, "at most 64", 413),
+        ({"messages": [MESSAGES, {"role": "user"}]}, "messages", 400),
+    ],
+)
+def test_several_conversations_that_are_refused(refused, body, words, status):
+    refused("/v1/embeddings", words, status, model="chat", **body)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +418,16 @@ def test_truncation_side(llms, ask, side, kept):
         ("/v1/embeddings", {"input": None}, "either `input` or `messages`"),
         ("/v1/embeddings", {"input": {"text": "x"}}, "input"),
         ("/v1/embeddings", {"input": ["a", 1]}, "input"),
+        ("/v1/embeddings", {"input": ["1", 2]}, "input"),
+        ("/v1/embeddings", {"input": [1, "2"]}, "input"),
+        ("/v1/embeddings", {"input": [True, False]}, "input"),
+        ("/v1/embeddings", {"input": [1.0]}, "input"),
+        ("/v1/embeddings", {"input": [["1"]]}, "input"),
+        ("/v1/embeddings", {"input": [["a"], [1]]}, "input"),
+        ("/pooling", {"input": ["1", 2]}, "input"),
+        ("/detokenize", {"tokens": ["1"]}, "tokens"),
+        ("/decode", {"ids": [True]}, "ids"),
+        ("/embed", {"inputs": ["1", 2]}, "inputs"),
         ("/v1/embeddings", {"input": [-1]}, "out of vocabulary"),
         ("/v1/embeddings", {"input": [[1, 10**6]]}, "out of vocabulary"),
         ("/v1/embeddings", {"input": ["a"] * 65}, "at most 64"),
@@ -459,6 +570,93 @@ def test_rerank_cuts_documents(llms, ask, tokens):
     np.testing.assert_allclose(scores, [ranked.score for ranked in llms["pairs"].rerank("a dog", short)], atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["pairs", "embed"])
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_tokens_per_query": 2}, {"max_tokens_per_doc": 3}, {"max_tokens_per_query": 1, "max_tokens_per_doc": 2}],
+)
+def test_texts_are_cut_before_they_are_a_pair(llms, ask, model, limits):
+    cut = llms[model].engine.tokenizer.cut_text
+    query = cut(FOX, limits.get("max_tokens_per_query", 100))
+    documents = [cut(document, limits.get("max_tokens_per_doc", 100)) for document in DOCUMENTS]
+    assert (query, documents) != (FOX, DOCUMENTS)
+    expected = [output.outputs.score for output in llms[model].score(query, documents, use_tqdm=False)]
+    scored = ask("/score", model=model, queries=FOX, documents=DOCUMENTS, **limits)["data"]
+    np.testing.assert_allclose([item["score"] for item in scored], expected, atol=1e-6)
+    ranked = ask("/rerank", model=model, query=FOX, documents=DOCUMENTS, **limits)["results"]
+    np.testing.assert_allclose([item["relevance_score"] for item in ranked], sorted(expected, reverse=True), atol=1e-6)
+    assert {item["document"]["text"] for item in ranked} == set(DOCUMENTS)  # as they were given
+
+
+@pytest.mark.parametrize("field", ["max_tokens_per_query", "max_tokens_per_doc"])
+@pytest.mark.parametrize("path", ["/score", "/rerank"])
+def test_limits_that_are_none(ask, refused, path, field):
+    refused(path, "greater_than_equal", **NULLS[path], **{field: -1})
+    plain = without_ids(ask(path, **NULLS[path]))
+    assert without_ids(ask(path, **NULLS[path], **{field: 0})) == plain
+
+
+PAIR_TEMPLATE = "{{ instruction or 'judge' }}: {{ messages[-2].content }} with {{ messages[-1].content }}"
+
+
+@pytest.fixture(scope="module")
+def templated(servings):
+    settings = Settings(warm=False, chat=Chat(PAIR_TEMPLATE))
+    return TestClient(make_app(servings, settings))
+
+
+SAID = [
+    {"instruction": "hello"},
+    {"chat_template_kwargs": {"instruction": "hello"}},
+    {"instruction": "hello", "chat_template_kwargs": {"instruction": "hello"}},
+]
+
+
+@pytest.mark.parametrize("said", [{}, *SAID])
+def test_scores_by_the_servers_template_and_an_instruction(llms, ask, templated, said):
+    written = [f"{'hello' if said else 'judge'}: a dog with {document}" for document in DOCUMENTS]
+    expected = [output.outputs.probs[0] for output in llms["pairs"].classify(written, use_tqdm=False)]
+    scored = templated.post("/score", json={"model": "pairs", "text_1": "a dog", "text_2": DOCUMENTS, **said}).json()
+    np.testing.assert_allclose([item["score"] for item in scored["data"]], expected, atol=1e-6)
+    for path, texts in (("/rerank", "documents"), ("/v2/rerank", "documents")):
+        body = {"model": "pairs", "query": "a dog", texts: DOCUMENTS, **said}
+        ranked = templated.post(path, json=body).json()["results"]
+        scores = [item["relevance_score"] for item in ranked]
+        np.testing.assert_allclose(scores, sorted(expected, reverse=True), atol=1e-6)
+    if not said:
+        pair = {"model": "pairs", "inputs": ["a dog", DOCUMENTS[0]]}
+        assert templated.post("/predict", json=pair).json()[0]["score"] == pytest.approx(expected[0], abs=1e-6)
+        body = {"text_1": "a dog", "text_2": DOCUMENTS, "model": "embed"}  # reads one text at a time
+        assert templated.post("/score", json=body).json()["data"] == ask("/score", **body)["data"]
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("path", ["/score", "/rerank"])
+def test_an_instruction_that_has_no_place(refused, path, said):
+    refused(path, "instruction", **NULLS[path], **said)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"instruction": "a", "chat_template_kwargs": {"instruction": "b"}}, "said twice"),
+        ({"chat_template_kwargs": {"instruction": ["a"]}}, "has to be a text"),
+        ({"instruction": 5}, "instruction"),
+    ],
+)
+def test_instructions_that_are_refused(templated, said, words):
+    response = templated.post("/score", json=NULLS["/score"] | said)
+    assert response.status_code == 400
+    assert words in response.json()["message"]
+
+
+def test_a_template_that_drops_a_text(servings):
+    app = make_app(servings, Settings(warm=False, chat=Chat("{{ messages[0].content }}")))
+    response = TestClient(app).post("/score", json=NULLS["/score"])
+    assert response.status_code == 400
+    assert "do not reach the prompt" in response.json()["message"]
+
+
 def test_rerank_without_documents(ask):
     body = {"model": "pairs", "query": "a dog", "documents": DOCUMENTS}
     answer = ask("/rerank", return_documents=False, **body)
@@ -546,6 +744,36 @@ def test_tokenize_a_conversation(ask):
     assert chat["tokens"] == ask("/tokenize", model="chat", prompt=RENDERED)["tokens"]
 
 
+TEMPLATE = (
+    "{{ style }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}{{ ' so' if add_generation_prompt }}"
+)
+CHATS = [
+    {},
+    {"chat_template_kwargs": {"style": "hello nobody"}},
+    {"continue_final_message": True},
+    {"add_generation_prompt": True},
+    {"add_special_tokens": True},
+    {"chat_template": "{{ messages[1].content }} {{ style }}", "chat_template_kwargs": {"style": "my"}},
+]
+
+
+@pytest.mark.parametrize("how", CHATS, ids=lambda how: "+".join(how))
+def test_tokenize_gives_the_ids_that_embeddings_reads(servings, how):
+    app = make_app(servings, Settings(warm=False, chat=Chat(TEMPLATE, trust_requests=True)))
+    client, body = TestClient(app), {"model": "chat", "messages": MESSAGES, **how}
+    tokens = client.post("/tokenize", json=body).json()["tokens"]
+    read = client.post("/v1/embeddings", json=body).json()
+    again = client.post("/v1/embeddings", json={"model": "chat", "input": tokens}).json()
+    assert read["usage"]["prompt_tokens"] == len(tokens)
+    assert read["data"] == again["data"]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/embeddings"])
+def test_a_template_of_a_request_is_refused_alike(refused, path):
+    body = {"messages": MESSAGES, "chat_template": "{{ messages }}"}
+    refused(path, "--trust-request-chat-template is not set", model="chat", **body)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
@@ -572,6 +800,21 @@ def test_models(client, servings):
     assert {(item["object"], item["owned_by"], item["max_model_len"]) for item in listed["data"]} == {
         ("model", "jaxpool", 64)
     }
+    for item in listed["data"]:
+        (permission,) = item["permission"]
+        assert permission["object"] == "model_permission"
+        assert client.get(f"/v1/models/{item['id']}").json() == item
+    assert client.get("/v1/models/").json() == listed
+
+
+def test_a_model_whose_name_has_slashes(servings, monkeypatch):
+    monkeypatch.setattr(servings[0], "names", ("an/organisation/s", "embed"))
+    client = TestClient(make_app(servings, Settings(warm=False)))
+    for path in ("/v1/models/an/organisation/s", "/v1/models/an%2Forganisation%2Fs"):
+        assert client.get(path).json()["id"] == "an/organisation/s"
+    missing = client.get("/v1/models/an/organisation")
+    assert (missing.status_code, missing.json()["error"]["type"]) == (404, "NotFoundError")
+    assert missing.json()["error"]["message"] == "The model `an/organisation` does not exist."
 
 
 @pytest.mark.parametrize("name", [None, "", "embed", "also-embed", "chat", "also-chat"])
@@ -593,10 +836,15 @@ def test_a_model_that_is_not_served(refused, path):
 @pytest.mark.parametrize("path", [*BODIES, "/rerank"])
 def test_a_request_s_own_id(client, path):
     body = BODIES[path]("a") if path in BODIES else {"model": "pairs", "query": "a", "documents": ["b"]}
-    given = client.post(path, json=body | {"request_id": "mine"}, headers={"x-request-id": "yours"})
+    mine = body | {"request_id": "mine"}
+    given = client.post(path, json=mine)
     assert given.json()["id"].endswith("-mine")
+    # As in vLLM, the header comes first.
+    given = client.post(path, json=mine, headers={"x-request-id": "yours"})
+    assert given.json()["id"].endswith("-yours")
     assert given.headers["x-request-id"] == "yours"
     made = [client.post(path, json=body) for _ in range(2)]
+    assert all(one.json()["id"].endswith("-" + one.headers["x-request-id"]) for one in made)
     assert made[0].json()["id"] != made[1].json()["id"]
     assert made[0].headers["x-request-id"] != made[1].headers["x-request-id"]
 
@@ -652,6 +900,12 @@ def test_guarded_paths(guarded, method, path):
         assert response.headers["www-authenticate"] == "Bearer"
     for key in ("one", "two"):
         assert guarded.request(method, path, headers={"authorization": f"Bearer {key}"}).status_code != 401
+
+
+def test_the_page_is_open_and_what_stands_behind_it_is_not(guarded):
+    assert guarded.get("/").status_code == 200
+    assert guarded.post("/", json={"inputs": "a"}).status_code == 401
+    assert guarded.post("/ping").status_code == 200
 
 
 def test_no_page_may_ask_unless_it_is_said(client, servings):

@@ -1,6 +1,7 @@
 """TEI's endpoints, and the paths that several interfaces share, against what `LLM` answers."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -56,9 +57,9 @@ def ask(client, path, **body):
     return answer.json()
 
 
-def refused(client, path, **body):
+def refused(client, path, status=400, **body):
     answer = client.post(path, json=body)
-    assert answer.status_code == 400, answer.text
+    assert answer.status_code == status, answer.text
     assert answer.json()["message"] == answer.json()["error"]["message"]
     return answer.json()["message"]
 
@@ -92,7 +93,7 @@ def test_embed_takes_ids_prompts_and_dimensions(client, llms):
     near(ask(client, "/embed", inputs=TEXTS, prompt_name="passage"), unit(prompted))
     short = llms["tiny"].embed_array(TEXTS, pooling_params=PoolingParams(dimensions=8, normalize=True))
     near(ask(client, "/embed", inputs=TEXTS, dimensions=8), short)
-    assert "prompt_name is 'x'" in refused(client, "/embed", inputs=TEXTS, prompt_name="x")
+    assert "prompt_name is 'x'" in refused(client, "/embed", 422, inputs=TEXTS, prompt_name="x")
 
 
 @pytest.mark.parametrize(
@@ -112,8 +113,8 @@ def test_long_texts_are_cut_and_it_is_said(client, llms, told, side):
 
 
 def test_long_texts_are_refused_if_they_may_not_be_cut(client):
-    assert "maximum context length" in refused(client, "/embed", inputs=LONG, truncate=False)
-    assert "maximum context length" in refused(client, "/predict", model="classes", inputs=LONG, truncate=False)
+    assert "maximum context length" in refused(client, "/embed", 422, inputs=LONG, truncate=False)
+    assert "maximum context length" in refused(client, "/predict", 422, model="classes", inputs=LONG, truncate=False)
 
 
 def test_embed_all(client, llms):
@@ -185,9 +186,9 @@ def test_similarity(client, llms):
     near(ask(client, "/similarity", inputs=body), vectors @ vectors[0])
     prompted = unit(llms["tiny"].embed_array(TEXTS, prompt_name="query"))
     near(ask(client, "/similarity", inputs=body, parameters={"prompt_name": "query"}), prompted @ prompted[0])
-    assert "sentences" in refused(client, "/similarity", inputs=body | {"sentences": []})
+    assert "At least one" in refused(client, "/similarity", inputs=body | {"sentences": []})
     assert "maximum context" in refused(
-        client, "/similarity", inputs=body | {"sentences": [LONG]}, parameters={"truncate": False}
+        client, "/similarity", 422, inputs=body | {"sentences": [LONG]}, parameters={"truncate": False}
     )
 
 
@@ -245,7 +246,7 @@ def test_decode(client, llms):
     assert ask(client, "/decode", ids=[ids, ids[:2]]) == ["hello my name", "hello"]
     (kept,) = ask(client, "/decode", ids=ids, skip_special_tokens=False)
     assert kept.startswith("[CLS]")
-    assert "out of vocabulary" in refused(client, "/decode", ids=[-1])
+    assert "out of vocabulary" in refused(client, "/decode", 422, ids=[-1])
 
 
 def test_tokenize(client, llms):
@@ -276,6 +277,82 @@ def test_tokenize(client, llms):
 )  # fmt: skip
 def test_what_a_model_cannot_do_is_said_in_vllms_words(client, model, path, body, said):
     assert refused(client, path, model=model, **body).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/embed", {"inputs": []}, 400, "Empty"),
+        ("/rerank", {"model": "ranker", "query": "a", "texts": []}, 400, "Empty"),
+        ("/embed", {"inputs": ["a"] * 9}, 422, "Validation"),
+        ("/embed_all", {"inputs": ["a"] * 9}, 422, "Validation"),
+        ("/predict", {"model": "classes", "inputs": [["a"]] * 9}, 422, "Validation"),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["a"] * 9}}, 422, "Validation"),
+        ("/rerank", {"model": "ranker", "query": "a", "texts": ["a"] * 9}, 422, "Validation"),
+        ("/", {"inputs": ["a"] * 9}, 422, "Validation"),
+        ("/invocations", {"inputs": ["a"] * 9}, 422, "Validation"),
+        ("/embed", {"inputs": [[10**6]]}, 422, "Validation"),
+        ("/decode", {"ids": [10**6]}, 422, "Tokenizer"),
+        ("/embed", {"inputs": 5}, 400, "Validation"),
+        ("/v1/embeddings", {"input": ["a"] * 9}, 413, "Validation"),  # vLLM's path
+    ],
+)
+def test_statuses(directories, client, path, body, status, kind, monkeypatch):
+    for serving in client.app.state.models:
+        monkeypatch.setattr(serving, "limits", Limits(texts=8))
+    answer = client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert answer.json()["error"]["code"] == status
+    assert "x-total-time" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "characters"),
+    [
+        ("/embed", {"inputs": ["hello", "my né"]}, 10),
+        ("/embed_all", {"inputs": "hello"}, 5),
+        ("/embed", {"inputs": [[5, 6], [7]]}, None),
+        ("/predict", {"model": "ranker", "inputs": [["ab", "cde"], ["f"]]}, 6),
+        ("/similarity", {"inputs": {"source_sentence": "ab", "sentences": ["c", "d"]}}, 4),
+        ("/rerank", {"model": "ranker", "query": "ab", "texts": ["c", "de"]}, 7),
+    ],
+)
+def test_headers_tell_what_was_computed(client, path, body, characters):
+    start = time.perf_counter()
+    headers = client.post(path, json=body).headers
+    passed = 1000 * (time.perf_counter() - start)
+    assert headers["x-compute-type"] == "cpu"
+    assert 0 <= int(headers["x-total-time"]) <= passed + 1
+    assert headers["x-compute-time"] == headers["x-total-time"]
+    assert headers.get("x-compute-characters") == (None if characters is None else str(characters))
+    assert int(headers["x-compute-tokens"]) >= 3
+    if path == "/embed_all":
+        rows = client.post(path, json=body).json()
+        assert headers["x-compute-tokens"] == str(len(rows[0]))
+    assert not {"x-queue-time", "x-inference-time", "x-tokenization-time"} & headers.keys()  # requests share batches
+
+
+def test_the_root_is_the_endpoint_of_the_models_task(client):
+    for model, path, body in (
+        ("tiny", "/embed", {"inputs": TEXTS, "normalize": False}),
+        ("classes", "/predict", {"inputs": TEXTS[0]}),
+        ("ranker", "/rerank", {"query": "who?", "texts": TEXTS}),
+    ):
+        assert ask(client, "/", model=model, **body) == ask(client, path, model=model, **body)
+    assert "no endpoint" in refused(client, "/", query="who?", documents=TEXTS)
+    assert client.get("/").headers["content-type"].startswith("text/html")
+
+
+def test_the_document_has_the_bodies_of_shared_paths(client):
+    document = client.get("/openapi.json").json()
+    names = {}
+    for path in ("/rerank", "/invocations", "/"):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        names[path] = {kind["title"] for kind in schema["anyOf"]}
+        assert all(kind["properties"] for kind in schema["anyOf"])
+    assert names["/rerank"] == {"RerankBody", "TeiRerankBody"}
+    assert names["/"] == {"EmbedBody", "EmbedAllBody", "PredictBody", "TeiRerankBody"}
+    assert names["/invocations"] > {*names["/rerank"], *names["/"], "EmbeddingBody", "CohereBody", "ScoreBody"}
 
 
 def test_models_that_are_not_there(client):

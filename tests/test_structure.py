@@ -23,6 +23,7 @@ STREET = [
     {"server.routes.invocations"},
     {"server.routes.cohere", "server.routes.tei"},
     {"server.routes.texts", "server.routes.pairs", "server.routes.tokens", "server.routes.operations"},
+    {"server.tei_replies"},
     {"server.cohere_protocol", "server.tei_protocol"},
     {"server.vectors"},
     {"server.context", "server.replies"},

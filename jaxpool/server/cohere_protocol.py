@@ -1,4 +1,4 @@
-"""Cohere's `/v2/embed`: its body, what its `input_type` means to a checkpoint, and its types of vectors."""
+"""Cohere's `/v2/embed` and `/v1/embed`: a body, its `input_type` to a checkpoint, types of vectors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INPUT_TYPES = (*SIDES, "classification", "clustering")
 
 
 class CohereBody(Body):
-    """`/v2/embed`."""
+    """`/v2/embed` and `/v1/embed`."""
 
     texts: Many[str] | None = None
     inputs: Many[dict[str, Any]] | None = None

@@ -50,13 +50,21 @@ class ApiError(HTTPException):
         message: for the client; names nothing of the host.
         param: the field at fault.
         headers: of the answer.
+        tei: TEI's name for the kind; None: the status's.
     """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tei: str | None = None,
     ) -> None:
         super().__init__(status, message, headers)
         self.status, self.message, self.param = status, message, param
+        self.tei = tei or TEI_KINDS.get(status, "Validation")
 
 
 def error_response(error: ApiError) -> Response:
@@ -68,8 +76,7 @@ def error_response(error: ApiError) -> Response:
         "code": error.status,
     }
     headers = dict(error.headers) if error.headers else None
-    kind = TEI_KINDS.get(error.status, "Validation")
-    body = json.dumps({"error": told, "object": "error", **told, "error_type": kind})
+    body = json.dumps({"error": told, "object": "error", **told, "error_type": error.tei})
     return Response(body, error.status, headers, "application/json")
 
 

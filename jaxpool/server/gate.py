@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxpool.server import metrics
 from jaxpool.server.errors import ApiError, as_api_error, error_response
-from jaxpool.server.routes.operations import OPEN
+from jaxpool.server.routes.operations import is_open
 
 REQUEST_ID = "x-request-id"
 # An id of the client's is given back only if it is of a sane length.
@@ -26,7 +26,7 @@ class Gate:
 
     Args:
         app: what is behind it.
-        keys: of which a request has to bring one, but for `OPEN`; none: no key is asked for.
+        keys: of which a request has to bring one, but for what `is_open`; none: no key is asked for.
         body_bytes: of a body, at most.
         paths: whose requests are counted under their own names; others are "other".
     """
@@ -67,7 +67,7 @@ class Gate:
             metrics.request_seconds.labels(model, endpoint).observe(time.perf_counter() - start)
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if not self._keys or scope["path"] in OPEN or scope["method"] == "OPTIONS":
+        if not self._keys or is_open(scope) or scope["method"] == "OPTIONS":
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(token.strip().encode()).digest()

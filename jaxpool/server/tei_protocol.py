@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, field_validator
+from pydantic import field_validator
 
-from jaxpool.server.protocol import Body, Ids, Input, Many, Text
+from jaxpool.server.protocol import Body, Fields, Ids, Many, Text
 from jaxpool.server.vectors import Cut
 
+TeiInput = Text | Ids | Many[Text] | Many[Ids]
 # One text or pair, or a list of such lists.
 Sequences = Text | Many[Text] | Many[Many[Text]]
 Direction = Literal["Left", "Right", "left", "right"]
 
 
-class Cutting(BaseModel):
+class TeiBody(Body):
+    """What the endpoints that compute may have."""
+
+    @property
+    def read(self) -> list[str] | None:
+        """The texts that the model reads, each as often as it does; None: it is given token ids."""
+        raise NotImplementedError
+
+
+class Cutting(Fields):
     """What becomes of long texts: cut, unless `truncate` is false."""
 
     truncate: bool | None = None
@@ -26,11 +36,18 @@ class Cutting(BaseModel):
         return Cut(self.truncate is not False, self.truncation_direction and self.truncation_direction.lower())
 
 
-class EmbedAllBody(Cutting, Body):
+class EmbedAllBody(Cutting, TeiBody):
     """`/embed_all`."""
 
-    inputs: Input
+    inputs: TeiInput
     prompt_name: str | None = None
+
+    @property
+    def read(self) -> list[str] | None:
+        """As `TeiBody.read`."""
+        given = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        texts = [text for text in given if isinstance(text, str)]
+        return texts if len(texts) == len(given) else None
 
 
 class EmbedBody(EmbedAllBody):
@@ -40,11 +57,11 @@ class EmbedBody(EmbedAllBody):
     dimensions: int | None = None
 
 
-class SimilarityInputs(BaseModel):
+class SimilarityInputs(Fields):
     """Of `/similarity`."""
 
-    source_sentence: str
-    sentences: Many[str]
+    source_sentence: Text
+    sentences: Many[Text]
 
 
 class SimilarityParameters(Cutting):
@@ -53,14 +70,20 @@ class SimilarityParameters(Cutting):
     prompt_name: str | None = None
 
 
-class SimilarityBody(Body):
+class SimilarityBody(TeiBody):
     """`/similarity`."""
 
     inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
 
+    @property
+    def read(self) -> list[str] | None:
+        """As `TeiBody.read`."""
+        others = self.inputs.sentences
+        return [self.inputs.source_sentence, *others] if others else []
 
-class PredictBody(Cutting, Body):
+
+class PredictBody(Cutting, TeiBody):
     """`/predict`: a text, a pair of texts, or a list of lists of one text or two."""
 
     inputs: Sequences
@@ -85,21 +108,31 @@ class PredictBody(Cutting, Body):
         return lists or [[given for given in self.inputs if isinstance(given, str)]]
 
     @property
+    def read(self) -> list[str] | None:
+        """As `TeiBody.read`."""
+        return [text for sequence in self.sequences for text in sequence]
+
+    @property
     def is_batch(self) -> bool:
         """Whether the answer is a list of lists."""
         return isinstance(self.inputs, list) and isinstance(self.inputs[0], list)
 
 
-class TeiRerankBody(Cutting, Body):
+class TeiRerankBody(Cutting, TeiBody):
     """`/rerank` with `texts`."""
 
-    query: str
-    texts: Many[str]
+    query: Text
+    texts: Many[Text]
     raw_scores: bool = False
     return_text: bool = False
 
+    @property
+    def read(self) -> list[str] | None:
+        """As `TeiBody.read`."""
+        return [text for own in self.texts for text in (self.query, own)]
 
-class DecodeBody(BaseModel):
+
+class DecodeBody(Fields):
     """`/decode`."""
 
     model: str | None = None

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxpool.server.routes.operations import OPEN
+from jaxpool.server.routes.operations import is_open
 
 # A span's attribute -> what endpoints and the gate keep of a request.
 _OF_STATE = {
@@ -72,7 +72,7 @@ class Tracing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         # Probes come every few seconds and tell nothing.
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or is_open(scope):
             await self._app(scope, receive, send)
             return
         parent = self._read_parent(dict(Headers(scope=scope)))

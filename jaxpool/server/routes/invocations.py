@@ -1,17 +1,20 @@
 """Paths that belong to several interfaces: the body's fields say whose it is.
 
-SageMaker's `/invocations` takes every body that another endpoint takes; `/rerank` is Jina's and Cohere's, and TEI's.
+SageMaker's `/invocations` takes every body that another endpoint takes; `/rerank` is Jina's and Cohere's, and TEI's;
+`/` is any of TEI's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 from starlette.requests import Request
 
 from jaxpool.server.cohere_protocol import CohereBody
@@ -57,6 +60,7 @@ _RERANKS: tuple[Shape, ...] = (
     ({"query", "texts"}, _always(TeiRerankBody, tei.rerank)),
     ({"query"}, _always(RerankBody, pairs.rerank)),
 )
+_ROOT: tuple[Shape, ...] = (_RERANKS[0], ({"inputs"}, _TEI))
 # The first that fits.
 _SHAPES: tuple[Shape, ...] = (
     *_RERANKS,
@@ -72,16 +76,37 @@ _SHAPES: tuple[Shape, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """Says in the OpenAPI document that an object is one of several bodies."""
+
+    bodies: Iterable[type[Body]]
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, write: GetJsonSchemaHandler) -> dict[str, Any]:
+        """pydantic's hook."""
+        return {"anyOf": [write(body.__pydantic_core_schema__) for body in self.bodies]}
+
+
+def _any_of(shapes: Iterable[Shape]) -> AnyOf:
+    return AnyOf(tuple(dict.fromkeys(body for _, endpoints in shapes for body, _ in endpoints.values())))
+
+
 @router.post("/invocations")
-async def invocations(request: Request, given: dict[str, Any]) -> Response:
+async def invocations(request: Request, given: Annotated[dict[str, Any], _any_of(_SHAPES)]) -> Response:
     """SageMaker's: any endpoint's body."""
     return await _dispatch(request, given, _SHAPES)
 
 
 @router.post("/rerank")
-async def rerank(request: Request, given: dict[str, Any]) -> Response:
+async def rerank(request: Request, given: Annotated[dict[str, Any], _any_of(_RERANKS)]) -> Response:
     """Jina's and Cohere's with `documents`, TEI's with `texts`."""
     return await _dispatch(request, given, (*_RERANKS, (set(), _RERANKS[-1][1])))
+
+
+@router.post("/")
+async def root(request: Request, given: Annotated[dict[str, Any], _any_of(_ROOT)]) -> Response:
+    """TEI's, which its clients ask if they are told an address only: `/embed`, `/predict` or `/rerank`."""
+    return await _dispatch(request, given, _ROOT)
 
 
 async def _dispatch(request: Request, given: dict[str, Any], shapes: Iterable[Shape]) -> Response:

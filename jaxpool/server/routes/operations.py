@@ -9,15 +9,23 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
+from starlette.types import Scope
 
 from jaxpool.server import metrics
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.registry import Models
+from jaxpool.server.serving import Serving
 
 router = APIRouter()
-# Answered without a key. The page holds nothing of the models: what it shows it asks for with one.
-OPEN = frozenset({"/", "/health", "/ready", "/ping"})
+_READING = frozenset({"GET", "HEAD"})
+# Path -> methods answered without a key. The page holds nothing of the models: what it shows it asks for with one.
+OPEN = {"/": _READING, "/health": _READING, "/ready": _READING, "/ping": _READING | {"POST"}}
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether a request is for what is `OPEN`."""
+    return scope["method"] in OPEN.get(scope["path"], ())
 
 
 @router.get("/health")
@@ -63,20 +71,43 @@ async def metrics_(request: Request) -> Response:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """OpenAI's."""
-    data: list[dict[str, Any]] = [
-        {
-            "id": name,
-            "object": "model",
-            "created": serving.started,
-            "owned_by": "jaxpool",
-            "root": serving.name,
-            "parent": None,
-            "max_model_len": serving.recipe.max_length,
-            "permission": [],
-        }
-        for name, serving in _models(request).items()
-    ]
+    data = [_model(name, serving) for name, serving in _models(request).items()]
     return json_response({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    """OpenAI's: one of them. Names may have slashes."""
+    return json_response(_model(name, _models(request).find(name))) if name else await models(request)
+
+
+def _model(name: str, serving: Serving) -> dict[str, Any]:
+    """A model as vLLM tells of it; OpenAI's older clients read its `permission`."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.started,
+        "owned_by": "jaxpool",
+        "root": serving.name,
+        "parent": None,
+        "max_model_len": serving.recipe.max_length,
+        "permission": [
+            {
+                "id": f"modelperm-{serving.name}",
+                "object": "model_permission",
+                "created": serving.started,
+                "allow_create_engine": False,
+                "allow_sampling": True,
+                "allow_logprobs": True,
+                "allow_search_indices": False,
+                "allow_view": True,
+                "allow_fine_tuning": False,
+                "organization": "*",
+                "group": None,
+                "is_blocking": False,
+            }
+        ],
+    }
 
 
 def _models(request: Request) -> Models:

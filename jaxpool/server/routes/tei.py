@@ -21,7 +21,7 @@ from jaxpool.prompts import parse_text
 from jaxpool.reading import make_reading
 from jaxpool.recipe import Recipe
 from jaxpool.server import replies, vectors
-from jaxpool.server.context import compute, find_model, options
+from jaxpool.server.context import chat_of, compute, find_model, options
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ScoringBody
@@ -37,12 +37,14 @@ from jaxpool.server.tei_protocol import (
     SimilarityParameters,
     TeiRerankBody,
 )
+from jaxpool.server.tei_replies import as_tei
 from jaxpool.tasks import CLASSIFY, TOKEN_EMBED
 
 router = APIRouter()
 
 
 @router.post("/embed")
+@as_tei
 async def embed(request: Request, body: EmbedBody) -> Response:
     """TEI's: a vector a text, of length 1 unless `normalize` is false."""
     serving = find_model(request, body.model)
@@ -53,6 +55,7 @@ async def embed(request: Request, body: EmbedBody) -> Response:
 
 
 @router.post("/embed_all")
+@as_tei
 async def embed_all(request: Request, body: EmbedAllBody) -> Response:
     """TEI's: a vector a token, not normalised."""
     serving = find_model(request, body.model)
@@ -78,6 +81,7 @@ async def embed_sparse(request: Request, body: EmbedAllBody) -> Response:
 
 
 @router.post("/predict")
+@as_tei
 async def predict(request: Request, body: PredictBody) -> Response:
     """TEI's: the classes of texts or pairs, the likeliest first; of several inputs a list each."""
     serving = find_model(request, body.model)
@@ -86,8 +90,10 @@ async def predict(request: Request, body: PredictBody) -> Response:
         raise ApiError(400, "The model does not support Classification API")
     tokenizer = serving.llm.engine.tokenizer
 
+    template = chat_of(request).of_pairs(serving)
+
     def make() -> Call:
-        write = scoring.PairWriter(recipe, tokenizer.special_tokens)
+        write = scoring.PairWriter(recipe, tokenizer.special_tokens, template)
         params = PoolingParams(use_activation=False if body.raw_scores else None)
         (own,) = serving.calls.options(params, 1, CLASSIFY)
         sequences = [[parse_text(text, f"inputs[{i}]") for text in given] for i, given in enumerate(body.sequences)]
@@ -100,13 +106,12 @@ async def predict(request: Request, body: PredictBody) -> Response:
 
 
 @router.post("/similarity")
+@as_tei
 async def similarity(request: Request, body: SimilarityBody) -> Response:
     """TEI's: the cosine of one text with each of the others."""
     serving = find_model(request, body.model)
     vectors.check_embeds(serving)
     how, given = body.parameters or SimilarityParameters(), body.inputs
-    if not given.sentences:
-        raise ApiError(400, "`inputs.sentences` is empty", param="inputs.sentences")
     prompt = serving.calls.prompt(how.prompt_name, None)
     texts = [given.source_sentence, *given.sentences]
     answers = await vectors.embed(request, serving, body, texts, PoolingParams(), prompt=prompt, cut=how.cut)
@@ -114,6 +119,7 @@ async def similarity(request: Request, body: SimilarityBody) -> Response:
     return json_response(scoring.cosine(source[None], np.stack(others)), replies.headers(answers))
 
 
+@as_tei
 async def rerank(request: Request, body: TeiRerankBody) -> Response:
     """TEI's: texts by how well they answer the query. `invocations.py` mounts it beside Jina's.
 
@@ -167,7 +173,7 @@ def decode(request: Request, body: DecodeBody) -> Response:
     tokenizer = find_model(request, body.model).llm.engine.tokenizer
     batch: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
     if wrong := [i for ids in batch for i in ids if not 0 <= i < tokenizer.vocab_size]:
-        raise ApiError(400, f"Token id {wrong[0]} is out of vocabulary", param="ids")
+        raise ApiError(422, f"Token id {wrong[0]} is out of vocabulary", param="ids", tei="Tokenizer")
     left_out = tokenizer.special_ids if body.skip_special_tokens else frozenset()
     return json_response([tokenizer.decode([i for i in ids if i not in left_out]) for ids in batch])
 
