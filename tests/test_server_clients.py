@@ -79,6 +79,34 @@ def test_openai_lists_models(client):
     assert [model.id for model in client.models.list()][::2] == ["embed", "chat", "classes"]
 
 
+def test_openai_looks_a_model_up(client):
+    import openai
+
+    model = client.models.retrieve("also-chat")
+    assert (model.id, model.object, model.owned_by, model.to_dict()["root"]) == (
+        "also-chat",
+        "model",
+        "jaxpool",
+        "chat",
+    )
+    assert model == next(listed for listed in client.models.list() if listed.id == "also-chat")
+    with pytest.raises(openai.NotFoundError, match="The model `no/body` does not exist") as raised:
+        client.models.retrieve("no/body")
+    assert raised.value.type == "NotFoundError"
+
+
+def test_openai_names_its_request(client):
+    answer = client.embeddings.create(model="embed", input="a", extra_headers={"X-Request-Id": "mine"})
+    assert answer.to_dict()["id"] == "embd-mine"
+
+
+def test_openai_sends_null(client, vectors):
+    """As LiteLLM does of what it was not told."""
+    nothing = {"encoding_format": None, "dimensions": None, "user": None, "priority": None}
+    answer = client.embeddings.create(model="embed", input=TEXTS[0], extra_body=nothing)
+    close(answer.data[0].embedding, vectors[0][0])
+
+
 def test_openai_in_asyncio(url, vectors):
     openai = pytest.importorskip("openai", reason="the extra `clients` is not installed")
 
@@ -141,6 +169,19 @@ def test_langchain(url, vectors):
     close(short.embed_documents(TEXTS), vectors[1])
 
 
+def test_langchain_with_its_own_tokenizer(url, monkeypatch):
+    """It sends the ids of OpenAI's tokenizer: some beyond the vocabulary are told, not embedded."""
+    langchain = pytest.importorskip("langchain_openai", reason="the extra `clients` is not installed")
+    openai = pytest.importorskip("openai", reason="the extra `clients` is not installed")
+    embeddings = langchain.OpenAIEmbeddings(model="embed", base_url=url + "/v1", api_key=KEY)
+    assert embeddings.check_embedding_ctx_length
+    # tiktoken would download OpenAI's vocabulary; "the quick brown fox" in it:
+    ids = [1820, 4062, 14198, 39935]
+    monkeypatch.setattr(type(embeddings), "_tokenize", lambda *_: ([TEXTS[0]], [ids], [0], [len(ids)]))
+    with pytest.raises(openai.BadRequestError, match="out of vocabulary"):
+        embeddings.embed_documents(TEXTS[:1])
+
+
 def test_llamaindex(url, vectors):
     reason = "the extra `clients` is not installed"
     llamaindex = pytest.importorskip("llama_index.embeddings.openai_like", reason=reason)
@@ -170,6 +211,12 @@ def test_hugging_face_extracts_features(hugging_face, vectors):
     close(hugging_face("/embed").feature_extraction(TEXTS[1], normalize=True, truncate=True), vectors[0][1:2])
 
 
+def test_hugging_face_by_the_address_alone(url, hugging_face, vectors):
+    for path in ("", "/"):
+        close(hugging_face(path).feature_extraction(TEXTS), vectors[0])
+    close(hugging_face("").feature_extraction(TEXTS[0], normalize=True, truncate=False), vectors[0][:1])
+
+
 def test_hugging_face_finds_what_is_similar(hugging_face, vectors):
     found = hugging_face("/similarity").sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
     close(found, vectors[0][1:] @ vectors[0][0])
@@ -181,6 +228,7 @@ def test_hugging_face_classifies(tmp_path, reachable):
         (expected,) = llm.classify(TEXTS[0], use_tqdm=False)
     with running([Serving(load("classes", written["classes"]), ("classes",), Limits())]) as url:
         found = InferenceClient(model=url + "/predict").text_classification(TEXTS[0])
+        assert InferenceClient(url).text_classification(TEXTS[0]) == found
     best = int(np.argmax(expected.outputs.probs))
     assert found.label == f"LABEL_{best}"
     assert found.score == pytest.approx(expected.outputs.probs[best])

@@ -82,7 +82,7 @@ def test_the_dashboard_is_one():
 def test_every_endpoint_is_documented(tmp_path):
     app = make_app([], Settings(warm=False))
     table = DOCS.split("## Endpoints")[1].split("\n## ")[0]
-    assert set(re.findall(r"`(/[\w/.]*)`", table)) == {*app.openapi()["paths"], "/openapi.json"}
+    assert set(re.findall(r"`(/[\w/.{}]*)`", table)) == {*app.openapi()["paths"], "/openapi.json"}
 
 
 def test_every_flag_is_documented():
@@ -114,3 +114,29 @@ def test_readmes_curl_lines(address, line):
 
 def test_readme_has_them():
     assert len(CURLS) == 4
+
+
+@pytest.fixture(scope="module")
+def matryoshka(tmp_path_factory):
+    """The address of a model whose vectors, of 64 entries, may be cut."""
+    directory = tiny_bert(tmp_path_factory.mktemp("matryoshka") / "tiny", hidden=64)
+    with running([Serving(LLM(directory, hf_overrides={"is_matryoshka": True}), ("minilm",), Limits())]) as url:
+        yield url
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="docs/server.md's curl line is not run: there is no curl")
+@pytest.mark.parametrize("model", ["address", "matryoshka"])
+def test_the_line_for_smaller_vectors(request, model):
+    (line,) = re.findall(r"^curl .*?(?<!\\)$", DOCS.replace("\\\n", ""), re.MULTILINE)
+    arguments = shlex.split(line.replace("http://127.0.0.1:8000", request.getfixturevalue(model)))
+    done = subprocess.run([*arguments, "-sS", "-w", "\n%{http_code}"], capture_output=True, text=True, check=True)
+    said, _, status = done.stdout.rpartition("\n")
+    found = json.loads(said)
+    if model == "address":
+        assert (status, found["error"]["type"], found["code"]) == ("400", "BadRequestError", 400)
+        assert re.search("… (.*) …", DOCS).group(1) in found["error"]["message"]
+        return
+    (item,) = found["data"]
+    assert (status, item["object"], item["index"], len(item["embedding"])) == ("200", "embedding", 0, 32)
+    assert sum(x * x for x in item["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert found["usage"]["total_tokens"] > 2
