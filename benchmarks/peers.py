@@ -1,7 +1,7 @@
 """jaxpool beside its peers: same texts, same cores, rounds taken in turn; `make bench-all`.
 
 Every engine has a process of its own and runs alone (`workers.py`). Each cell (model, length, dtype, engine) is kept
-in a JSON file; a later run measures what is not there.
+in a JSON file with a mark of the code that it is of; a later run measures what is not there of today's code.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from zlib import crc32
 
 import numpy as np
 
-from benchmarks import machine, roofline, tables
+from benchmarks import code, machine, roofline, tables
 from benchmarks.lengths import LENGTHS, texts
 from benchmarks.results import Cell, Results
-from benchmarks.rounds import FEWEST, Comparison, Sample, probe, say
+from benchmarks.rounds import BATCHES, FEWEST, Comparison, Sample, probe, say
 from benchmarks.shapes import MODELS, directory
-from benchmarks.tables import OURS, PRODUCTS
-from benchmarks.workers import SkippedError, Worker, WorkerError, interpreter
+from benchmarks.tables import OURS, OWN_BF16, PRODUCTS, YARDSTICKS
+from benchmarks.workers import COMPILED, EAGER, VLLM, SkippedError, Worker, WorkerError, interpreter
 
 FP32, BF16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
 ENGINES = {
     OURS: DTYPES,
     "sentence_transformers": (FP32, BF16),
     "onnxruntime": (FP32, INT8),
-    "vllm": (FP32, BF16),
+    **dict.fromkeys(VLLM, (FP32, BF16)),
 }
+# Which engine's file measures a yardstick, and in which dtype, where that is not the cell's.
+STANDS_FOR = {OWN_BF16: (OURS, BF16)}
 # Whose float32 vectors all others are compared with, and for how many texts at most.
 REFERENCE, REFERENCE_TEXTS = "sentence_transformers", 128
 ORDER = {"models": list(MODELS), "lengths": list(LENGTHS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
+SECONDS = f"about how long the slowest engine's round takes, unless {BATCHES} batches a stream take it longer"
 Due = dict[str, list[str]]
 
 
@@ -45,8 +48,8 @@ class Bench:
     """One run: its settings, its file of results."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.results = options, Results(options.json)
-        self.machine = machine.describe()
+        self.options, self.results = options, Results(options.json, options.keep_old)
+        self.machine, self.code = machine.describe(), code.mark()
 
     def run(self) -> None:
         """Measures every cell that is wanted and not there."""
@@ -74,7 +77,7 @@ class Bench:
             versions: dict[str, dict[str, str]] = {}
             for engine in self._due(dtype, missing):
                 alone = OURS not in workers and not any(engine in own for own in missing.values())
-                if alone and engine not in (OURS, *PRODUCTS):
+                if alone and engine not in (OURS, *YARDSTICKS):
                     continue  # it was to be measured again only as jaxpool's company
                 try:
                     workers[engine], versions[engine] = self._start(stack, engine, model, dtype)
@@ -100,13 +103,14 @@ class Bench:
     def _due(self, dtype: str, missing: Due) -> list[str]:
         engines = [engine for engine in self.options.engines if dtype in ENGINES[engine]]
         wanted = {engine for own in missing.values() for engine in self._company(own, engines)}
-        return [engine for engine in (*engines, *PRODUCTS) if engine in wanted or engine in PRODUCTS]
+        own = [OWN_BF16] if dtype == INT8 and OURS in wanted else []
+        return [*(engine for engine in engines if engine in wanted), *own, *PRODUCTS]
 
     def _company(self, missing: Sequence[str], engines: Sequence[str]) -> list[str]:
         """Who runs: what has no cell, with jaxpool as the yardstick; everyone where jaxpool itself has none."""
         if OURS in missing and OURS in engines:
             return list(engines)
-        return [engine for engine in engines if engine in missing or engine in (OURS, *PRODUCTS)]
+        return [engine for engine in engines if engine in missing or engine in (OURS, *YARDSTICKS)]
 
     def _samples(self, model: str, path: Path, length: str) -> Iterator[Sample]:
         limit = json.loads((path / "sentence_bert_config.json").read_text())["max_seq_length"]
@@ -120,9 +124,10 @@ class Bench:
         """A loaded worker, stopped, with its packages' versions."""
         cache = self.options.cache
         log = cache / "logs" / f"{engine}-{model}-{dtype}.log"
-        worker = Worker(engine, interpreter(engine, cache), log)
+        file, own_dtype = STANDS_FOR.get(engine, (engine, dtype))
+        worker = Worker(file, interpreter(file, cache), log)
         stack.callback(worker.end)
-        asked = {"dtype": dtype, "threads": self.machine["cores"], "cache": str(cache / "onnx" / model)}
+        asked = {"dtype": own_dtype, "threads": self.machine["cores"], "cache": str(cache / "onnx" / model)}
         return worker, worker.ask("load", model=str(directory(model, cache)), **asked)["versions"]
 
     def _references(self, model: str, samples: list[Sample]) -> dict[str, np.ndarray]:
@@ -146,23 +151,28 @@ class Bench:
 
     def _cell(self, model: str, length: str, dtype: str, engine: str, **more: Any) -> Cell:
         key = {"model": model, "length": length, "dtype": dtype, "engine": engine}
-        return {**key, "date": time.strftime("%Y-%m-%dT%H:%M"), "machine": self.machine, **more}
+        return {**key, "date": time.strftime("%Y-%m-%dT%H:%M"), "machine": self.machine, "code": self.code, **more}
 
 
 def main() -> None:
     """Measures what is missing, then prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     for name, choices in ORDER.items():
-        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
+        usual = [choice for choice in choices if choice != COMPILED]
+        parser.add_argument(f"--{name}", nargs="+", choices=usual, default=usual)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=12.0, help="about how long the slowest engine's round takes")
+    parser.add_argument("--seconds", type=float, default=12.0, help=SECONDS)
     parser.add_argument("--texts", type=int, default=None, help="at most so many a round")
     parser.add_argument("--json", type=Path, default=Path("docs/peers.json"), help="where cells are kept")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/jaxpool-bench").expanduser())
     parser.add_argument("--again", action="store_true", help="measure cells that are there, too")
+    parser.add_argument("--keep-old", action="store_true", help="leave cells of other code than now as they are")
+    parser.add_argument("--vllm-compile", action="store_true", help="vLLM without enforce_eager, as it is by default")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     options = parser.parse_args()
     options.cache = options.cache.absolute()
+    if options.vllm_compile:
+        options.engines = [COMPILED if engine == EAGER else engine for engine in options.engines]
     bench = Bench(options)
     if not options.table:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -6,19 +6,25 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import roofline
+from benchmarks.machine import cores
 from benchmarks.quiet import undisturbed
 from benchmarks.results import Cell
 from benchmarks.tables import OURS, PRODUCTS
 from benchmarks.workers import Worker, WorkerError
+from jaxpool.sharding import MAX_CPU_STREAMS
 
-# With fewer texts a round says little; an engine so slow that it would ask for fewer is left out.
+# Of a probe or a reference, the fewest texts that say anything.
 FEWEST = 4
+# A round has texts for so many batches of each of jaxpool's streams: fewer are shared out unevenly, at its cost alone.
+# A peer that takes so many times `seconds` for them, and four times as long as the fastest, is left out.
+BATCHES, LONGEST = 8, 10
 
 
 class Sample(NamedTuple):
@@ -32,6 +38,11 @@ class Sample(NamedTuple):
     def first(self, count: int) -> Sample:
         """The first texts of it."""
         return self._replace(texts=self.texts[:count], tokens=self.tokens[:count])
+
+    def fewest(self, streams: int) -> int:
+        """How many of the first texts fill `BATCHES` batches of each stream; all, where there are no more."""
+        short = sum(tokens < BATCHES * roofline.ROWS * streams for tokens in accumulate(self.tokens))
+        return min(short + 1, len(self.tokens))
 
 
 def say(text: str) -> None:
@@ -57,8 +68,8 @@ class Comparison:
     Args:
         sample: the texts.
         dtype: the engines' dtype.
-        workers: by engine; the two that measure products alone are among them.
-        seconds: a round of the slowest engine takes about this long.
+        workers: by engine; those that measure products alone are among them.
+        seconds: a round of the slowest engine takes about this long, or longer where `Sample.fewest` texts do.
         patience: as `undisturbed` takes it.
     """
 
@@ -99,24 +110,25 @@ class Comparison:
             self.cells[name]["quality"] = {"texts": count, **nearness}
 
     def _choose(self) -> None:
-        """Leaves out what is far too slow, and takes as many texts as the slowest of the others can."""
+        """Leaves out what is far too slow, and takes as many texts as the slowest of the others can, or the fewest."""
+        fewest, whole = self.sample.fewest(min(cores(), MAX_CPU_STREAMS)), len(self.sample.texts)
         probed: dict[str, float] = {}
         for name in [name for name in self.workers if name not in PRODUCTS]:
             self._try(
                 name, lambda name=name: probed.update({name: probe(self.workers[name], self.sample, self.seconds)})
             )
         for name, rate in list(probed.items()):
-            if name != OURS and rate * self.seconds < FEWEST and rate < max(probed.values()) / 4:
+            if name != OURS and LONGEST * self.seconds * rate < fewest and rate < max(probed.values()) / 4:
                 self.cells[name]["left_out"] = f"left out, {rate:.2g} texts/s at the probe"
                 del probed[name]
         if probed:
             slowest = min(probed, key=probed.__getitem__)
-            whole = len(self.sample.texts)
-            self.sample = self.sample.first(max(FEWEST, int(probed[slowest] * self.seconds)))
-            if len(self.sample.texts) < whole:
-                self.note = (
-                    f"{len(self.sample.texts)} of {whole} texts, as many as the slowest ({slowest}) has time for"
-                )
+            allowed = int(probed[slowest] * self.seconds)
+            self.sample = self.sample.first(max(fewest, allowed))
+            if allowed < fewest:
+                self.note = f"{fewest} of {whole} texts, {BATCHES} batches a stream; {slowest} takes longer than asked"
+            elif allowed < whole:
+                self.note = f"{allowed} of {whole} texts, as many as the slowest ({slowest}) has time for"
 
     def _alive(self) -> list[str]:
         return [name for name in self.workers if not {"error", "left_out"} & self.cells[name].keys()]

@@ -12,8 +12,8 @@ from jaxpool.hub import MINILM, resolve
 
 
 def main() -> None:
-    """Runs all parts in turn and prints two Markdown tables."""
-    model = str(resolve(MINILM))
+    """Runs all parts in turn and prints two Markdown tables, and how long that took."""
+    start, model = time.monotonic(), str(resolve(MINILM))
     packages = ("jaxpool", "jax", "torch", "sentence-transformers")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -31,6 +31,7 @@ def main() -> None:
     ):
         for what, value in part:
             print(f"| {what} | {value} |", flush=True)
+    print(f"\nIt took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from benchmarks import machine
 from benchmarks.lengths import texts
 from benchmarks.run import MINILM
 from benchmarks.venvs import infinity_python, preloaded, vllm_python
+from benchmarks.workers import COMPILED, EAGER
 from jaxpool.hub import resolve
 
 CLIENTS = (1, 8, 64, 256)
@@ -84,10 +85,10 @@ def _jaxpool(model: str, dtype: str, cache: Path) -> Command:
     return [sys.executable, "-m", "jaxpool", "serve", model, "--dtype", dtype], {}
 
 
-def _vllm(model: str, dtype: str, cache: Path) -> Command:
+def _vllm(model: str, dtype: str, cache: Path, *more: str) -> Command:
     python = vllm_python(cache)
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--runner", "pooling"]
-    command += ["--enforce-eager", "--dtype", dtype, "--disable-uvicorn-access-log"]
+    command += ["--dtype", dtype, "--disable-uvicorn-access-log", *more]
     own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
     return command, own | {"LD_PRELOAD": preloaded(python)}
 
@@ -101,9 +102,11 @@ def _infinity(model: str, dtype: str, cache: Path) -> Command:
 # What starts each server, but for its port and its model's name, and which variables it is given.
 COMMANDS: Mapping[str, Callable[[str, str, Path], Command]] = {
     "jaxpool": _jaxpool,
-    "vllm": _vllm,
+    "vllm": lambda *asked: _vllm(*asked, "--enforce-eager"),
+    "vllm_compiled": _vllm,
     "infinity": _infinity,
 }
+SERVERS = tuple(name for name in COMMANDS if name != COMPILED)
 
 
 def start(name: str, model: str, dtype: str, log: Path, cache: Path) -> Server:
@@ -226,7 +229,8 @@ def _resident(group: int) -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__.splitlines()[0])
-    parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=list(COMMANDS))
+    parser.add_argument("--servers", nargs="+", default=["jaxpool", "vllm"], choices=SERVERS)
+    parser.add_argument("--vllm-compile", action="store_true", help="vLLM without --enforce-eager, as it is by default")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of all")
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
@@ -237,6 +241,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/jaxpool-bench").expanduser())
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
+    if arguments.vllm_compile:
+        arguments.servers = [COMPILED if name == EAGER else name for name in arguments.servers]
     model = str(resolve(MINILM))
     logs = arguments.cache / "logs"
     logs.mkdir(parents=True, exist_ok=True)

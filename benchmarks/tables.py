@@ -9,8 +9,18 @@ from typing import Any
 from benchmarks.results import Cell
 
 OURS = "jaxpool"
-PRODUCTS = ("products_jax", "products_torch")
-_NAMES = {"sentence_transformers": "sentence-transformers", "onnxruntime": "ONNX Runtime", "vllm": "vLLM"}
+# No peers, and measured in the same rounds: jaxpool's own bfloat16 beside its int8, and matrix products alone.
+OWN_BF16 = "jaxpool_bfloat16"
+PRODUCTS = ("products_jaxpool", "products_jax", "products_torch")
+YARDSTICKS = (OWN_BF16, *PRODUCTS)
+# What limits a cell, by the least share of its time that its products would take alone (docs/performance.md).
+LIMITS = ((0.8, "products"), (0.5, "products, then the rest"), (0.0, "the rest"))
+_NAMES = {
+    "sentence_transformers": "sentence-transformers",
+    "onnxruntime": "ONNX Runtime",
+    "vllm": "vLLM",
+    "vllm_compiled": "vLLM, compiled",
+}
 
 
 def lines(cells: Iterable[Cell], order: dict[str, list[str]]) -> Iterator[str]:
@@ -24,16 +34,18 @@ def lines(cells: Iterable[Cell], order: dict[str, list[str]]) -> Iterator[str]:
     def place(cell: Cell) -> tuple[Any, ...]:
         return (*_machine(cell), *(order[f"{what}s"].index(cell[what]) for what in ("model", "length", "dtype")))
 
-    peers = [engine for engine in order["engines"] if engine != OURS]
     for machine, own in groupby(sorted(cells, key=place), key=_machine):
         groups = [{cell["engine"]: cell for cell in group} for _, group in groupby(list(own), key=place)]
         flat = [cell for group in groups for cell in group.values()]
+        there = {cell["engine"] for cell in flat}
+        peers = [engine for engine in order["engines"] if engine != OURS and engine in there]
         days = sorted({cell["date"][:10] for cell in flat})
         versions = {f"{name} {version}" for cell in flat for name, version in cell.get("versions", {}).items()}
         yield f"{' – '.join(sorted({days[0], days[-1]}))}, {machine[0]}, {machine[1]} cores ({', '.join(machine[2])});"
         yield ", ".join(sorted(versions)) + "\n"
-        heads = ["model", "length", "tokens", "dtype", "texts", "**ratio**", "fastest peer", "jaxpool"]
-        yield from _head([*heads, *(_NAMES.get(peer, peer) for peer in peers), "products GFLOP/s", "share"])
+        heads = ["model", "length", "tokens", "dtype", "texts", "**ratio**", "fastest peer", "× own bf16", OURS]
+        bounds = ["products GFLOP/s", "share", "limit"]
+        yield from _head([*heads, *(_NAMES.get(peer, peer) for peer in peers), *bounds])
         yield from (_row(_speed(group, peers)) for group in groups if _measured(group))
         yield ""
         yield from _head(["model", "length", "dtype", "texts", OURS, *(_NAMES.get(peer, peer) for peer in peers)])
@@ -52,15 +64,25 @@ def _speed(group: dict[str, Cell], peers: list[str]) -> list[str]:
     fastest = max(rivals, key=lambda cell: cell["rate"], default=None)
     bound = max((group[name].get("rate", 0.0) for name in PRODUCTS if name in group), default=0.0)
     texts = bound * 1e9 / any_cell["flops"]
+    share = ours["rate"] / texts if bound and "rate" in ours else None
     return [
         *(any_cell["model"], any_cell["length"], f"{any_cell['tokens']:.0f}", any_cell["dtype"]),
         str(any_cell["texts"]),
         f"**{fastest['ratio']:.2f}**" if fastest else "–",
         _NAMES.get(fastest["engine"], fastest["engine"]) if fastest else "–",
+        f"{group[OWN_BF16]['ratio']:.2f}" if "ratio" in group.get(OWN_BF16, {}) else "–",
         *(_rate(group.get(engine, {})) for engine in (OURS, *peers)),
         f"{bound:.0f} = {texts:.3g} texts/s" if bound else "–",
-        f"{ours['rate'] / texts:.0%}" if bound and "rate" in ours else "–",
+        "–" if share is None else f"{share:.0%}",
+        _limit(share, ours),
     ]
+
+
+def _limit(share: float | None, ours: Cell) -> str:
+    """Of cells that say which code they are of: older ones' bound leaves out jaxpool's own products."""
+    if share is None or "code" not in ours:
+        return "–"
+    return next(limit for least, limit in LIMITS if share >= least)
 
 
 def _quality(group: dict[str, Cell], engines: list[str]) -> list[str]:
@@ -79,7 +101,7 @@ def _nearness(quality: dict[str, float] | None) -> str:
 
 
 def _measured(group: dict[str, Cell]) -> list[Cell]:
-    return [cell for cell in group.values() if "rate" in cell and cell["engine"] not in PRODUCTS]
+    return [cell for cell in group.values() if "rate" in cell and cell["engine"] not in YARDSTICKS]
 
 
 def _rate(cell: Cell) -> str:

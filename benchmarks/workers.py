@@ -18,6 +18,8 @@ from typing import Any
 from benchmarks.venvs import preloaded, vllm_python
 
 ROOT = Path(__file__).parents[1]
+# vLLM without `--vllm-compile`, and with it; in an environment of its own.
+VLLM = EAGER, COMPILED = ("vllm", "vllm_compiled")
 # No answer is waited for longer than this: a load with its compilations, or a round.
 PATIENCE = 1800
 
@@ -34,7 +36,7 @@ class Worker:
     """One engine's process group, stopped except while it answers."""
 
     def __init__(self, engine: str, python: Path | str, log: Path) -> None:
-        more = {"LD_PRELOAD": preloaded(Path(python))} if engine == "vllm" else {}
+        more = {"LD_PRELOAD": preloaded(Path(python))} if engine in VLLM else {}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.ended = log, False
         with log.open("wb") as stderr:
@@ -113,7 +115,7 @@ class Worker:
 
 def interpreter(engine: str, cache: Path) -> Path | str:
     """The Python that an engine runs in."""
-    if engine != "vllm":
+    if engine not in VLLM:
         return sys.executable
     try:
         return vllm_python(cache)

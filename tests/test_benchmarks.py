@@ -12,10 +12,27 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks import gpu_device, gpu_models, gpu_tables, quiet, random_requests, stream
+from benchmarks import (
+    code,
+    gpu_device,
+    gpu_models,
+    gpu_tables,
+    peers,
+    quiet,
+    random_requests,
+    roofline,
+    rounds,
+    run,
+    serve,
+    stream,
+    tables,
+)
 from benchmarks.compilations import Compilations
+from benchmarks.engines import vllm, vllm_compiled
 from benchmarks.gpu_texts import texts
-from jaxpool import LLM
+from benchmarks.results import Results
+from benchmarks.workers import SkippedError, Worker
+from jaxpool import LLM, native
 from tests.tiny import SENTENCES, tiny_bert
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +118,230 @@ def test_verdict_on_a_stream():
     assert judged([300, 300, 300, 300, 199], [10] * 5) == [False, True, True]
     assert judged([300] * 5, [1, 10, 10, 7, 7]) == [True, False, True]  # the first line is warm-up
     assert judged([300] * 5, [10] * 5, lead=20_000) == [True, True, False]
+
+
+# Beside the peers
+
+
+RATES = {("jaxpool", "int8"): 600.0, ("jaxpool", "bfloat16"): 400.0, ("onnxruntime", "int8"): 200.0}
+
+
+class Played:
+    """A worker that computes nothing: as fast as its file and dtype say, in texts/s or GFLOP/s."""
+
+    def __init__(self, file, python=None, log=None, rate=None):
+        self.file, self.rate, self.group, self.asked = file, rate, os.getpid(), []
+
+    def ask(self, what, **values):
+        self.asked.append((what, values))
+        if what == "load":
+            self.rate = RATES.get((self.file, values["dtype"]), 300.0)
+            return {"versions": {self.file: "1"}}
+        if what == "measure":
+            return {"rate": self.rate}
+        if "save" in values:
+            np.save(values["save"], np.ones((len(values["texts"]), 2), np.float32))
+        return {"seconds": len(values["texts"]) / self.rate}
+
+    def end(self):
+        self.asked.append(("end", {}))
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No figure waits for a quiet machine; two streams."""
+    monkeypatch.setattr(quiet, "PATIENCE", 0)
+    monkeypatch.setattr(rounds, "cores", lambda: 2)
+
+
+BERT = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
+        "hidden_act": "gelu", "model_type": "bert"}  # fmt: skip
+
+
+def compare(tmp_path, rates, tokens, seconds):
+    """A comparison after two rounds, and how many texts each engine had in each round."""
+    sample = rounds.Sample("m", "mixed", [str(i) for i in range(len(tokens))], tokens)
+    workers = {name: Played(name, rate=rate) for name, rate in rates.items()}
+    comparison = rounds.Comparison(sample, "float32", workers, seconds)
+    comparison.run(2, BERT, tmp_path)
+    sizes = {
+        name: [len(asked["texts"]) for what, asked in worker.asked if what == "encode"][-2:]
+        for name, worker in workers.items()
+    }
+    return comparison, sizes
+
+
+def test_a_round_fills_the_streams_batches(tmp_path, at_once):
+    """8 batches of 512 tokens for each of two streams, though the slower engine takes 2 s for them, not 0.5."""
+    comparison, sizes = compare(tmp_path, {"jaxpool": 100.0, "onnxruntime": 50.0}, [80] * 500, 0.5)
+    fewest = -(-8 * 512 * 2 // 80)
+    assert sizes == {"jaxpool": [fewest, fewest], "onnxruntime": [fewest, fewest]}
+    assert comparison.cells["jaxpool"]["texts"] == fewest
+    assert comparison.cells["jaxpool"]["note"] == (
+        f"{fewest} of 500 texts, 8 batches a stream; onnxruntime takes longer than asked"
+    )
+    assert comparison.cells["onnxruntime"]["ratio"] == pytest.approx(2)
+
+
+def test_a_round_takes_as_long_as_asked(tmp_path, at_once):
+    comparison, sizes = compare(tmp_path, {"jaxpool": 100.0, "onnxruntime": 50.0}, [80] * 500, 6.0)
+    assert sizes["jaxpool"] == [300, 300]
+    assert "as many as the slowest (onnxruntime) has time for" in comparison.cells["jaxpool"]["note"]
+    comparison, sizes = compare(tmp_path, {"jaxpool": 100.0, "onnxruntime": 50.0}, [80] * 20, 6.0)
+    assert sizes["jaxpool"] == [20, 20]
+    assert "note" not in comparison.cells["jaxpool"]
+
+
+def test_only_what_is_hopelessly_slow_is_left_out(tmp_path, at_once):
+    rates = {"jaxpool": 100.0, "vllm": 21.0, "onnxruntime": 20.0}
+    comparison, sizes = compare(tmp_path, rates, [80] * 500, 0.5)  # 103 texts in 5 s at most
+    assert comparison.cells["onnxruntime"] == {"left_out": "left out, 20 texts/s at the probe"}
+    assert sizes["vllm"] == [103, 103]
+    assert "left_out" not in compare(tmp_path, rates, [80] * 500, 0.6)[0].cells["onnxruntime"]
+
+
+def measured(tmp_path, monkeypatch, *more):
+    """`benchmarks.peers` over one cell of int8, all engines played; its file's cells by engine, and who was started."""
+    started = []
+
+    def start(file, python, log):
+        started.append(Played(file))
+        return started[-1]
+
+    monkeypatch.setattr(peers, "Worker", start)
+    arguments = ["peers", "--models", "minilm", "--lengths", "short", "--dtypes", "int8", "--rounds", "2", *more]
+    files = ["--json", tmp_path / "peers.json", "--cache", tmp_path / "cache"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in (*arguments, *files)])
+    peers.main()
+    cells = json.loads((tmp_path / "peers.json").read_text())
+    return {cell["engine"]: cell for cell in cells}, started
+
+
+def test_int8_is_measured_beside_its_own_bfloat16(tmp_path, monkeypatch, at_once, capsys):
+    cells, started = measured(tmp_path, monkeypatch)
+    loads = [(worker.file, asked["dtype"]) for worker in started for what, asked in worker.asked if what == "load"]
+    assert ("jaxpool", "int8") in loads
+    assert ("jaxpool", "bfloat16") in loads
+    texts_of = {
+        name: [asked["texts"] for what, asked in worker.asked if what == "encode" and len(asked["texts"]) > 32]
+        for worker in started
+        if (name := (worker.file, worker.rate)) in {("jaxpool", 600.0), ("jaxpool", 400.0)}
+    }
+    assert len(texts_of["jaxpool", 600.0]) == 2
+    assert texts_of["jaxpool", 600.0] == texts_of["jaxpool", 400.0]
+    own = cells["jaxpool_bfloat16"]
+    assert (own["dtype"], own["ratio"]) == ("int8", pytest.approx(1.5))
+    table = capsys.readouterr().out.splitlines()
+    heads = next(line for line in table if "fastest peer" in line).split(" | ")
+    row = next(line for line in table if line.startswith("| minilm | short")).split(" | ")
+    assert row[heads.index("× own bf16")] == "1.50"
+    assert row[heads.index("fastest peer")] == "ONNX Runtime"
+    assert row[heads.index("**ratio**")] == "**3.00**"
+    assert "own bf16 |" not in [line for line in table if line.startswith("| model")][1]
+
+
+def test_other_code_is_measured_again(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(code, "mark", lambda: "old")
+    first, _ = measured(tmp_path, monkeypatch)
+    assert {cell["code"] for cell in first.values()} == {"old"}
+    assert measured(tmp_path, monkeypatch)[1] == []
+    monkeypatch.setattr(code, "mark", lambda: "new")
+    kept, started = measured(tmp_path, monkeypatch, "--keep-old")
+    assert (kept, started) == (first, [])
+    again, _ = measured(tmp_path, monkeypatch)
+    assert {cell["code"] for cell in again.values()} == {"new"}
+    assert set(again) == set(first)
+
+
+def test_cells_without_a_mark_are_older_and_errors_replace_no_figure(tmp_path):
+    file = tmp_path / "peers.json"
+    machine = {"cpu": "c", "cores": 2, "flags": ["avx2"]}
+    cell = {"machine": machine, "model": "m", "length": "short", "dtype": "int8", "engine": "jaxpool", "rate": 1.0}
+    file.write_text(json.dumps([cell]))
+    now = cell | {"code": "now"}
+    assert not Results(file).done(now)
+    assert Results(file, keep_old=True).done(now)
+    results = Results(file)
+    results.put(now | {"error": "died"})
+    assert list(results) == [cell]
+    results.put(now)
+    assert Results(file).done(now)
+
+
+def test_the_mark_is_of_the_packages_files(tmp_path):
+    for name in ("jaxpool/a.py", "native/b.cc", "converters/c.py", "benchmarks/d.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    first = code.mark(tmp_path)
+    (tmp_path / "benchmarks/d.py").write_text("other")
+    (tmp_path / "jaxpool/a.pyc").write_text("compiled")
+    assert code.mark(tmp_path) == first
+    marks = {first}
+    for name in ("jaxpool/a.py", "native/b.cc", "converters/c.py"):
+        (tmp_path / name).write_text("other")
+        marks.add(code.mark(tmp_path))
+    assert len(marks) == 4
+    assert code.mark() != first
+
+
+def limits(ours, **products):
+    """A cell's share and limit as the table has them; a text has 1 GFLOP."""
+    machine = {"cpu": "c", "cores": 2, "flags": ["avx2"]}
+    facts = {"machine": machine, "date": "2000-01-01", "model": "minilm", "length": "short", "dtype": "float32"}
+    cell = facts | {"engine": "jaxpool", "texts": 9, "tokens": 15.0, "flops": 1e9} | ours
+    bounds = [facts | {"engine": f"products_{name}", "rate": rate} for name, rate in products.items()]
+    row = next(line for line in tables.lines([cell, *bounds], peers.ORDER) if line.startswith("| minilm"))
+    return row.strip("| ").split(" | ")[-3:]
+
+
+def test_what_limits_a_cell():
+    own = {"rate": 90.0, "code": "now"}
+    assert limits(own, torch=50.0, jax=60.0, jaxpool=100.0) == ["100 = 100 texts/s", "90%", "products"]
+    assert limits(own, torch=50.0, jaxpool=150.0)[1:] == ["60%", "products, then the rest"]
+    assert limits(own, jaxpool=300.0)[1:] == ["30%", "the rest"]
+    assert limits({"rate": 90.0}, torch=60.0)[1:] == ["150%", "–"]  # from before our own were among them
+    assert limits(own) == ["–", "–", "–"]
+
+
+@pytest.mark.parametrize("dtype", peers.DTYPES)
+def test_our_own_products_alone(dtype, tmp_path):
+    worker = Worker("products_jaxpool", sys.executable, tmp_path / "log")
+    try:
+        asked = {"model": "", "dtype": dtype, "threads": 2, "cache": str(tmp_path)}
+        if not native.exist():
+            with pytest.raises(SkippedError, match="no kernels"):
+                worker.ask("load", **asked)
+            return
+        assert "jaxlib" in worker.ask("load", **asked)["versions"]
+        assert worker.ask("measure", shapes=roofline.products(BERT))["rate"] > 0
+    finally:
+        worker.end()
+
+
+def test_vllm_with_and_without_torch_compile(monkeypatch, tmp_path):
+    made = []
+    played = type(sys)("vllm")
+    played.LLM = lambda model, **how: made.append(how["enforce_eager"])
+    monkeypatch.setitem(sys.modules, "vllm", played)
+    for engine in (vllm, vllm_compiled):
+        engine.load("m", "float32", 2, tmp_path)
+    assert made == [True, False]
+    monkeypatch.setattr(serve, "vllm_python", lambda cache: tmp_path / "bin" / "python")
+    commands = {name: serve.COMMANDS[name]("m", "float32", tmp_path)[0] for name in ("vllm", "vllm_compiled")}
+    assert "--enforce-eager" in commands["vllm"]
+    assert [part for part in commands["vllm"] if part != "--enforce-eager"] == commands["vllm_compiled"]
+
+
+def test_make_bench_says_how_long_it_took(monkeypatch, capsys):
+    for part in ("parity", "startup", "throughput"):
+        played = type(
+            "Part", (), {name: lambda *asked: [] for name in ("rows", "thousand", "reference", "recompilation")}
+        )
+        monkeypatch.setattr(run, part, played)
+    monkeypatch.setattr(run, "version", lambda package: "1")
+    monkeypatch.setattr(run, "resolve", lambda name: name)
+    run.main()
+    assert capsys.readouterr().out.endswith("\nIt took 0.0 minutes.\n")
 
 
 # One GPU

