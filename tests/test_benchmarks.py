@@ -17,6 +17,7 @@ from benchmarks import (
     gpu_device,
     gpu_models,
     gpu_tables,
+    host,
     peers,
     quiet,
     random_requests,
@@ -342,6 +343,42 @@ def test_make_bench_says_how_long_it_took(monkeypatch, capsys):
     monkeypatch.setattr(run, "resolve", lambda name: name)
     run.main()
     assert capsys.readouterr().out.endswith("\nIt took 0.0 minutes.\n")
+
+
+# The host's part
+
+
+def test_the_stages_are_the_engines_own(tmp_path):
+    asked = [f"{sentence} {number}" for number in range(20) for sentence in SENTENCES]
+    with LLM(tiny_bert(tmp_path), data_parallel_size=2, max_num_batched_tokens=64) as llm:
+        spent, vectors = host.stages(llm, asked)
+        assert llm.stats.batches == 0  # none went through the engine's own threads
+        np.testing.assert_allclose(vectors, llm.embed_array(asked), atol=1e-6)
+    assert set(spent) == set(host.STAGES)
+    assert all(stage.wall > 0 for stage in spent.values())
+    assert spent[host.DEVICE].cores > 0
+
+
+def test_whose_the_bottleneck_is(tmp_path):
+    seconds = dict.fromkeys(host.STAGES, 0.001) | {host.DEVICE: 0.1}
+    of_device = {stage: host.Spent(wall, 2 * wall) for stage, wall in seconds.items()}
+    assert host.bottleneck(of_device).startswith("no stage of the host is a bottleneck: the streams' threads")
+    of_host = of_device | {"packing": host.Spent(0.06, 0.06), "planning": host.Spent(0.05, 0.05)}
+    assert host.bottleneck(of_host) == (
+        "the host is the bottleneck: the caller's threads are the slowest, and packing takes the most of their time"
+    )
+    table = list(host.lines(of_device, 500, 0.2))
+    assert "| device | the streams' | 200.0 | 400.0 | 93.5% |" in table
+    assert "- the streams' threads: 204.0 ms" in table
+    assert "- all of it side by side (`embed_array`): 400.0 ms" in table
+
+
+def test_the_hosts_command(tmp_path, capsys):
+    host.main(["--model", str(tiny_bert(tmp_path)), "--texts", "30", "--rounds", "1"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("per 1,000 texts of 1")
+    assert [row.split(" | ")[0].strip("| ") for row in printed[4 : 4 + len(host.STAGES)]] == list(host.STAGES)
+    assert "bottleneck" in printed[-1]
 
 
 # One GPU
