@@ -304,6 +304,28 @@ def test_what_limits_a_cell():
     assert limits(own) == ["–", "–", "–"]
 
 
+def published(page):
+    """The rows of a page's tables of peers, each by its columns."""
+    heads = None
+    for line in page.splitlines():
+        values = line.strip("| ").split(" | ") if line.startswith("|") else []
+        if not values:
+            heads = None
+        elif "fastest peer" in values:
+            heads = values
+        elif heads and not line.startswith("|--"):
+            yield dict(zip(heads, values, strict=True))
+
+
+def test_published_tables_are_of_the_kept_cells():
+    columns = ("length", "tokens", "dtype", "texts", "**ratio**", "fastest peer")
+    kept = "\n".join(tables.lines(Results(ROOT / "docs" / "peers.json"), peers.ORDER))
+    cells = {tuple(row[column] for column in columns) for row in published(kept)}
+    rows = list(published((ROOT / "docs" / "performance.md").read_text()))
+    assert len(rows) > 50
+    assert {tuple(row[column].replace(",", "") for column in columns) for row in rows} <= cells
+
+
 @pytest.mark.parametrize("dtype", peers.DTYPES)
 def test_our_own_products_alone(dtype, tmp_path):
     worker = Worker("products_jaxpool", sys.executable, tmp_path / "log")
