@@ -372,7 +372,7 @@ def test_make_bench_says_how_long_it_took(monkeypatch, capsys):
 
 def test_the_stages_are_the_engines_own(tmp_path):
     asked = [f"{sentence} {number}" for number in range(20) for sentence in SENTENCES]
-    with LLM(tiny_bert(tmp_path), data_parallel_size=2, max_num_batched_tokens=64) as llm:
+    with LLM(tiny_bert(tmp_path), max_num_batched_tokens=64) as llm:  # as many streams as there are devices
         spent, vectors = host.stages(llm, asked)
         assert llm.stats.batches == 0  # none went through the engine's own threads
         np.testing.assert_allclose(vectors, llm.embed_array(asked), atol=1e-6)
