@@ -43,7 +43,8 @@ lint: .venv/lint
 bench: .venv/test
 	.venv/bin/python -m benchmarks.run
 
-# Every model, length, dtype and engine that docs/peers.json does not have yet: hours. BENCH= gives it options.
+# Every model, length, dtype and engine that docs/peers.json does not have of today's code: hours. BENCH= gives it options;
+# '--keep-old' leaves figures of older code as they are.
 bench-all: .venv/bench
 	.venv/bin/python -m benchmarks.peers $(BENCH)
 

@@ -171,13 +171,16 @@ def test_a_long_body_is_not_read_before_short_ones(llm):
         assert not long.done()
         gone.set_result(None)
         await asyncio.sleep(0.02)
-        refused = await ask(client, ["x" * 16000])  # beside three long ones there is room for less than that
+        counted = await client.post("/tokenize", json={"prompt": TEXTS[0]})
+        refused = await client.post(
+            "/detokenize", json={"tokens": [1] * 6000}
+        )  # beside three long ones there is room for less than that
         let_go.set()
         await long
-        return short, refused, await asyncio.gather(*behind, return_exceptions=True), made
+        return short, counted, refused, await asyncio.gather(*behind, return_exceptions=True), made
 
-    short, refused, behind, made = asking(llm, Limits(body_bytes=26_000), scenario)
-    assert short.status_code == 200
+    short, counted, refused, behind, made = asking(llm, Limits(body_bytes=26_000), scenario)
+    assert short.status_code == counted.status_code == 200
     assert refused.status_code == 429
     assert [error.status_code for error in behind] == [499, 504]
     assert not made

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from jaxpool.calls import Call
 from jaxpool.pooling_params import PoolingParams
@@ -18,6 +20,15 @@ from jaxpool.server.pictures import Content, Pictures
 from jaxpool.server.protocol import Body, TextBody
 from jaxpool.server.registry import Models
 from jaxpool.server.serving import Answer, Serving
+
+
+class Naming(Protocol):
+    """A body that may name a model."""
+
+    model: str | None
+
+
+B = TypeVar("B", bound=Naming)
 
 # A client's own bound on how long its request may wait, in seconds.
 TIMEOUT_HEADER = "x-request-timeout"
@@ -127,6 +138,17 @@ async def compute(
 def body_bytes(request: Request) -> int:
     """Bytes of a request's body, as the gate has counted them."""
     return int(getattr(request.state, "body_bytes", 0))
+
+
+def in_reader(endpoint: Callable[[Request, B], Response]) -> Callable[[Request, B], Awaitable[Response]]:
+    """An endpoint that takes its time and no device, run by the threads that read the model's requests."""
+
+    @wraps(endpoint)
+    async def read(request: Request, body: B) -> Response:
+        serving = find_model(request, body.model)
+        return await serving.read(partial(endpoint, request, body), body_bytes(request))
+
+    return read
 
 
 def _timeout(request: Request, serving: Serving) -> float | None:

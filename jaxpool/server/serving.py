@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from jaxpool.server.mailbox import Mailbox, settle
 from jaxpool.server.metrics import ModelMetrics
 from jaxpool.server.readers import Readers
 from jaxpool.server.scheduler import Answers, DeadlineError, DeviceError, Scheduler, Work
+
+T = TypeVar("T")
 
 # Seconds without a sign of life of the scheduler, after which it counts as lost.
 SILENCE = 30.0
@@ -160,6 +162,14 @@ class Serving:
             allowed = self.limits.timeout if timeout is None else timeout
             wait = _Wait(priority, None if allowed is None else time.monotonic() + allowed, gone)
             return await self._answer(make, wait, inputs, size)
+        finally:
+            self.load -= 1
+
+    async def read(self, work: Callable[[], T], size: int) -> T:
+        """What `work` makes of a request with a body of `size` bytes that needs no device. Errors as `Readers.read`."""
+        self.load += 1
+        try:
+            return await self.readers.read(work, size)
         finally:
             self.load -= 1
 

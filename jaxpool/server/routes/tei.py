@@ -21,7 +21,7 @@ from jaxpool.prompts import parse_text
 from jaxpool.reading import make_reading
 from jaxpool.recipe import Recipe
 from jaxpool.server import replies, vectors
-from jaxpool.server.context import chat_of, compute, find_model, options
+from jaxpool.server.context import chat_of, compute, find_model, in_reader, options
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import ScoringBody
@@ -168,10 +168,14 @@ async def info(request: Request, model: str | None = None) -> dict[str, Any]:
 
 
 @router.post("/decode")
+@in_reader
 def decode(request: Request, body: DecodeBody) -> Response:
-    """TEI's: the texts of token ids. In a thread: long ones take their time."""
-    tokenizer = find_model(request, body.model).llm.engine.tokenizer
+    """TEI's: the texts of token ids."""
+    serving = find_model(request, body.model)
+    tokenizer = serving.llm.engine.tokenizer
     batch: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
+    if len(batch) > serving.limits.texts:
+        raise ApiError(422, f"{len(batch)} lists of ids, at most {serving.limits.texts} are allowed", param="ids")
     if wrong := [i for ids in batch for i in ids if not 0 <= i < tokenizer.vocab_size]:
         raise ApiError(422, f"Token id {wrong[0]} is out of vocabulary", param="ids", tei="Tokenizer")
     left_out = tokenizer.special_ids if body.skip_special_tokens else frozenset()

@@ -1,4 +1,4 @@
-"""Texts as token ids and back: `/tokenize`, `/detokenize`. In threads: long texts take their time."""
+"""Texts as token ids and back: `/tokenize`, `/detokenize`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from jaxpool.prompts import Shown, parse_text
-from jaxpool.server.context import find_model, prompts, tokenization
+from jaxpool.server.context import find_model, in_reader, prompts, tokenization
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
 from jaxpool.server.protocol import DetokenizeBody, TextBody, TokenizeBody
@@ -19,6 +19,7 @@ router = APIRouter()
 
 
 @router.post("/tokenize")
+@in_reader
 def tokenize(request: Request, body: TokenizeBody) -> Response:
     """vLLM's, and TEI's by its field `inputs`."""
     serving = find_model(request, body.model)
@@ -50,6 +51,7 @@ def tokenize(request: Request, body: TokenizeBody) -> Response:
 
 
 @router.post("/detokenize")
+@in_reader
 def detokenize(request: Request, body: DetokenizeBody) -> Response:
     """vLLM's."""
     serving = find_model(request, body.model)
