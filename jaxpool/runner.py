@@ -265,6 +265,7 @@ class Runner:
         self.ladder = ladder
         self._ladders = ladders
         self.stats = stats
+        self._warm: dict[str, None] = {}  # the tasks that `warmup` has run, in their order
         self._work = _WorkQueue()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="jaxpool-compile")
         self._threads = [
@@ -314,29 +315,41 @@ class Runner:
     def warmup(self, tasks: Sequence[str]) -> None:
         """Compiles every shape for these tasks on every replica and runs each once.
 
-        Where a batch does not fit the device's memory, the token budget is halved once, with a warning.
+        Where a batch does not fit the device's memory, the token budget of its ladder is halved, with a warning, once
+        in a call. All tasks start over then, those of earlier calls too: the ladder's shapes are new to them.
 
         Raises:
             jax.errors.JaxRuntimeError: it does not fit at half the budget either.
         """
         self.check_open()
-        for task in tasks:
+        waiting = deque(tasks)
+        halved: set[str | None] = set()  # of ladders, the program that has its own, or None
+        while waiting:
+            task = waiting[0]
             try:
                 self._run_all(task)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                whose = task if task in self._ladders else None
+                if "RESOURCE_EXHAUSTED" not in str(error) or whose in halved:
                     raise
-                logger.warning(
-                    "a batch of %d tokens does not fit the device's memory; going on with half of that. "
-                    "max_num_batched_tokens= sets it",
-                    max(shape.area for shape in self.ladder_of(task).shapes),
-                )
-                smaller = _halve(self.ladder_of(task), self.replicas[0].rows.multiple)
-                if task in self._ladders:
-                    self._ladders = {**self._ladders, task: smaller}
-                else:
-                    self.ladder = smaller
-                self._run_all(task)
+                halved.add(whose)
+                self._halve_ladder(task)
+                waiting = deque(dict.fromkeys((*self._warm, *tasks)))
+            else:
+                self._warm[waiting.popleft()] = None
+
+    def _halve_ladder(self, task: str) -> None:
+        ladder = self.ladder_of(task)
+        logger.warning(
+            "a batch of %d tokens does not fit the device's memory; going on with half of that. "
+            "max_num_batched_tokens= sets it",
+            max(shape.area for shape in ladder.shapes),
+        )
+        smaller = _halve(ladder, self.replicas[0].rows.multiple)
+        if task in self._ladders:
+            self._ladders = {**self._ladders, task: smaller}
+        else:
+            self.ladder = smaller
 
     def _run_all(self, task: str) -> None:
         zeros = partial(np.zeros, dtype=np.int32)

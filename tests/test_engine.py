@@ -280,19 +280,29 @@ def test_a_failing_batch_fails_its_request_only(llm, monkeypatch):
 
 
 class _SmallMemory(Replica):
-    """A replica whose memory ends at 64 tokens a batch."""
+    """A replica whose memory ends at so many tokens a batch, by task; `ran` is what it has run."""
+
+    def __init__(self, ends):
+        program = Program(lambda params, inputs: inputs.ids)
+        super().__init__(make_mesh(jax.local_devices()[:1]), {}, dict.fromkeys(ends, program), Stats())
+        self.ends, self.ran = ends, set()
 
     def dispatch(self, task, shape, inputs):
-        if shape.area > 64:
+        if shape.area > self.ends[task]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        self.ran.add((task, shape))
         return jax.numpy.zeros((shape.rows, shape.places, 4))
+
+
+def small_memory(budget, **ends):
+    """A runner on it, and the replica."""
+    replica = _SmallMemory(ends)
+    return Runner([replica], make_ladder(32, budget), Stats()), replica
 
 
 @pytest.mark.parametrize(("budget", "works"), [(128, True), (256, False)])
 def test_out_of_memory_halves_the_budget_once(budget, works, caplog):
-    mesh = make_mesh(jax.local_devices()[:1])
-    replica = _SmallMemory(mesh, {}, {"embed": Program(lambda p, i: i.ids)}, Stats())
-    runner = Runner([replica], make_ladder(32, budget), Stats())
+    runner, _ = small_memory(budget, embed=64)
     with caplog.at_level(logging.WARNING, "jaxpool"):
         if works:
             runner.warmup(["embed"])
@@ -301,6 +311,26 @@ def test_out_of_memory_halves_the_budget_once(budget, works, caplog):
             with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
                 runner.warmup(["embed"])
     assert sum("half of that" in r.message for r in caplog.records) == 1
+    runner.close()
+
+
+@pytest.mark.parametrize("calls", [[["embed", "token_embed"]], [["embed"], ["token_embed"]]], ids=["one", "two"])
+def test_out_of_memory_at_a_later_task_warms_the_earlier_ones_again(calls, caplog):
+    runner, replica = small_memory(256, embed=256, token_embed=128)
+    for tasks in calls:
+        runner.warmup(tasks)
+    assert max(shape.area for shape in runner.ladder.shapes) == 128
+    assert replica.ran >= {(task, shape) for task in ("embed", "token_embed") for shape in runner.ladder.shapes}
+    assert sum("half of that" in message for message in caplog.messages) == 1
+    runner.close()
+
+
+def test_two_tasks_that_do_not_fit_halve_their_ladder_once(caplog):
+    runner, _ = small_memory(256, embed=128, token_embed=64)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        runner.warmup(["embed", "token_embed"])
+    assert max(shape.area for shape in runner.ladder.shapes) == 128
+    assert sum("half of that" in message for message in caplog.messages) == 1
     runner.close()
 
 
