@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxpool.batch import Sequence
 from jaxpool.batching import Plan, balance, plan
-from jaxpool.hosts import Schedule
+from jaxpool.hosts import Alone, Schedule
 from jaxpool.images.picture import show, tiles
 from jaxpool.program import IMAGE, program_for
 from jaxpool.recipe import Recipe
@@ -23,14 +24,66 @@ Answer = tuple[Sequence, np.ndarray]
 # Texts that are planned together: the first window is small, so that the first results come early.
 FIRST_WINDOW, WINDOW = 64, 1024
 _WINDOWS_AHEAD = 2
+# How far batches may get ahead of one that takes long: answers that are wanted in order wait for it that long.
+_WINDOWS_APART = 8
 
 
 class _Batch(NamedTuple):
-    """A planned batch: the name of its program, and the sequences that the plan numbers."""
+    """A planned batch: the name of its program, the sequences that the plan numbers, and the window that they end."""
 
     program: str
     plan: Plan
     sequences: list[Sequence]
+    window: int = 0
+
+
+class _Flight:
+    """Batches that are computed at this moment: started in one order, read in whichever they are done.
+
+    A long one keeps the others from nothing, and there are never more than the replicas need to be busy.
+
+    Args:
+        runner: what computes them.
+        schedule: whether other processes have a say.
+    """
+
+    def __init__(self, runner: Runner, schedule: Schedule) -> None:
+        self._runner, self._schedule = runner, schedule
+        self._limit = 2 * len(runner.replicas) + 1
+        self._running: dict[Future[np.ndarray], _Batch] = {}  # oldest first
+        self._done: SimpleQueue[Future[np.ndarray]] = SimpleQueue()
+
+    def start(self, batch: _Batch) -> None:
+        """Starts a batch at once."""
+        future = self._runner.submit(batch.program, batch.plan, batch.sequences)
+        self._running[future] = batch
+        future.add_done_callback(self._done.put)
+
+    def run(self, batch: _Batch) -> Iterator[Answer]:
+        """Starts a batch when there is room for it; the answers that are there by then."""
+        while not (self._done.empty() and self._has_room(batch)):
+            yield from self._next()
+        self.start(batch)
+
+    def rest(self) -> Iterator[Answer]:
+        """The answers of all that were started."""
+        while self._running:
+            yield from self._next()
+
+    def cancel(self) -> None:
+        """Gives up what nobody has begun to compute."""
+        for future in self._running:
+            future.cancel()
+
+    def _has_room(self, batch: _Batch) -> bool:
+        oldest = next(iter(self._running.values()), batch)
+        return len(self._running) < self._limit and batch.window - oldest.window <= _WINDOWS_APART
+
+    def _next(self) -> Iterator[Answer]:
+        future = self._schedule.next(self._done)
+        batch = self._running.pop(future)
+        per_token = self._runner.program(batch.program).per_token
+        yield from unpack(batch.plan, batch.sequences, future.result(), per_token)
 
 
 def windows(
@@ -87,35 +140,24 @@ def execute(
         schedule: whether other processes have a say.
         total: how many requests there are in all windows, if that is known: it tells which is the last.
     """
-    limit = 2 * len(runner.replicas) + 1
-    running: deque[tuple[_Batch, Future[np.ndarray]]] = deque()
+    flight = _Flight(runner, schedule)
     planned: deque[_Batch] = deque()
     held: dict[str, list[Sequence]] = {}
 
-    def start() -> None:
-        batch = planned.popleft()
-        running.append((batch, runner.submit(batch.program, batch.plan, batch.sequences)))
-
-    def submit(program: str, sequences: list[Sequence], flush: list[bool] | None) -> Iterator[Answer]:
+    def submit(program: str, sequences: list[Sequence], flush: list[bool] | None, window: int) -> Iterator[Answer]:
         lengths, ladder = [len(s.ids) for s in sequences], runner.ladder_of(program)
         plans, kept = plan(lengths, ladder, flush=flush)
         if flush is None:
             plans = balance(plans, lengths, ladder, len(runner.replicas))
         held[program] = [sequences[i] for i in kept]
-        planned.extend(_Batch(program, batch, sequences) for batch in schedule.agree(plans))
+        planned.extend(_Batch(program, batch, sequences, window) for batch in schedule.agree(plans))
         runner.prepare(program, [batch.plan.shape for batch in list(planned)[1:]])
         while planned:
-            while len(running) >= limit or (running and running[0][1].done()):
-                yield from finish()
-            start()
-
-    def finish() -> Iterator[Answer]:
-        batch, future = running.popleft()
-        per_token = runner.program(batch.program).per_token
-        yield from unpack(batch.plan, batch.sequences, schedule.result(future), per_token)
+            yield from flight.run(planned[0])
+            planned.popleft()
 
     try:
-        for window, last in schedule.windows(tokenised, total):
+        for number, (window, last) in enumerate(schedule.windows(tokenised, total)):
             runner.stats.add(truncated=sum(s.truncated * len(s.owners) for s in window))
             own: dict[str, list[Sequence]] = {task: []}  # of this one always: other processes may have some
             for sequence in window:
@@ -123,14 +165,14 @@ def execute(
             for program in {**own, **held}:
                 waiting, new = held.get(program, []), own.get(program, [])
                 flush = None if last else [True] * len(waiting) + [False] * len(new)
-                yield from submit(program, waiting + new, flush)
-        while running:
-            yield from finish()
+                yield from submit(program, waiting + new, flush, number)
+        yield from flight.rest()
     finally:
-        while planned and schedule.binding:
-            start()
-        for _, future in running if not schedule.binding else ():
-            future.cancel()
+        if schedule.binding:
+            for batch in planned:
+                flight.start(batch)
+        else:
+            flight.cancel()
 
 
 def look(runner: Runner, sequences: list[Sequence], recipe: Recipe) -> list[Sequence]:
@@ -145,18 +187,13 @@ def look(runner: Runner, sequences: list[Sequence], recipe: Recipe) -> list[Sequ
 
 def _seen(runner: Runner, plans: list[Plan], found: list[Sequence]) -> Iterator[Answer]:
     """The tower's answers, a few batches ahead of the reader."""
-    limit = 2 * len(runner.replicas) + 1
-    running: deque[tuple[Plan, Future[np.ndarray]]] = deque()
+    flight = _Flight(runner, Alone())
     try:
-        for number in range(len(plans) + limit):
-            if number < len(plans):
-                running.append((plans[number], runner.submit(IMAGE, plans[number], found)))
-            if running and number >= limit - 1:
-                batch, future = running.popleft()
-                yield from unpack(batch, found, future.result(), True)
+        for batch in plans:
+            yield from flight.run(_Batch(IMAGE, batch, found))
+        yield from flight.rest()
     finally:
-        for _, future in running:
-            future.cancel()
+        flight.cancel()
 
 
 def unpack(batch: Plan, sequences: list[Sequence], output: np.ndarray, per_token: bool) -> Iterator[Answer]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import atexit
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import jax
@@ -82,20 +82,17 @@ class Messages:
         said = f"process {jax.process_index()}: {what}"
         self._client.key_value_set_bytes(f"{self._call}/error", said.encode(), True)
 
-    def result(self, future: Future[T]) -> T:
-        """A future's result.
+    def next(self, queue: SimpleQueue[T]) -> T:
+        """The next item of a queue.
 
         Raises:
             HostError: another process has failed in this call.
         """
         while True:
-            try:
-                return future.result(PATIENCE)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if failure := self._failure():
-                    raise failure from None
+            with suppress(Empty):
+                return queue.get(timeout=PATIENCE)
+            if failure := self._failure():
+                raise failure
 
     def _wait(self, key: str) -> bytes:
         while True:

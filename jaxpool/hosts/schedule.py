@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -44,8 +44,8 @@ class Schedule(Protocol):
     def agree(self, plans: list[Plan]) -> list[Plan]:
         """The plans of a window, as they are to be run."""
 
-    def result(self, future: Future[T]) -> T:
-        """Waits for a batch."""
+    def next(self, done: SimpleQueue[T]) -> T:
+        """Waits for a batch that is done."""
 
 
 def make_schedule(mesh: Mesh, described: Mapping[str, Any]) -> Schedule:
@@ -89,9 +89,9 @@ class Alone:
         """Its own."""
         return plans
 
-    def result(self, future: Future[T]) -> T:
-        """The future's."""
-        return future.result()
+    def next(self, done: SimpleQueue[T]) -> T:
+        """The queue's."""
+        return done.get()
 
 
 class Together:
@@ -186,9 +186,9 @@ class Together:
             agreed += mine + [_empty(shape)] * (most[shape] - len(mine))
         return agreed
 
-    def result(self, future: Future[T]) -> T:
-        """The future's, unless another process fails meanwhile."""
-        return self._messages.result(future)
+    def next(self, done: SimpleQueue[T]) -> T:
+        """The queue's, unless another process fails meanwhile."""
+        return self._messages.next(done)
 
     def _same(self, topic: str, own: Mapping[str, Any]) -> None:
         said = self._messages.exchange(topic, json.dumps(own).encode(), self._messages.processes)
