@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from jaxpool import LLM, PoolingParams
+from jaxpool.batch import Sequence
+from jaxpool.chunks import split
+from jaxpool.hosts import Alone
 from tests.tiny import tiny_bert
 
 LIMIT, LONGEST = 16, 70
@@ -56,6 +59,13 @@ def test_all_ways_agree_and_nothing_is_cut(llm):
     np.testing.assert_array_equal(array[0], array[3])
     scores = llm.score(texts[0], texts[1:], use_tqdm=False)
     np.testing.assert_allclose([s.outputs.score for s in scores], array[1:] @ array[0], atol=1e-6)
+
+
+def test_the_last_window_is_known_by_its_texts_and_not_by_their_parts():
+    long, *short = (Sequence(np.ones(n, np.int32), (i,)) for i, n in enumerate((4 * LIMIT, 3, 3)))
+    windows = [[window, last] for window, last in Alone().windows([split(long, LIMIT), short[:1], short[1:]], 3)]
+    assert [len(window) for window, _ in windows] == [4, 1, 1]
+    assert [last for _, last in windows] == [False, False, True]
 
 
 def test_longer_than_max_embed_len(llm):

@@ -79,7 +79,7 @@ class Alone:
         """Its own; the last is known beforehand where the number of requests is."""
         seen, last = 0, False
         for window in tokenised:
-            seen += sum(len(s.owners) for s in window)
+            seen += sum(len(s.owners) for s in window if s.part is None or s.part.number == 0)
             last = total is not None and seen >= total
             yield window, last
         if not last:
