@@ -90,7 +90,8 @@ class LLM:
         max_num_batched_tokens: tokens of a batch, padding included. Default: by platform and free memory.
         deterministic: the same text gives the same bits whatever shares its batch (one sequence a row, in a
             row whose shape depends on its own length alone), within one backend, jaxlib and dtype.
-        compile_cache: a directory to keep compiled programs in, or True for the default one.
+        compile_cache: a directory to keep compiled programs in, or True for the default one. A process has one: that
+            of the last `LLM` which asked for any.
         vllm_arguments: other arguments of vLLM's; see `vllm_arguments.check_vllm_arguments`.
 
     Raises:
