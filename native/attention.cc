@@ -6,7 +6,7 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<AttentionKernel> kKernels[] = {{"amx", has_amx, amx, kBFloat16},
+constexpr Choice<AttentionKernel> kKernels[] = {{"amx", has_amx_bf16, amx, kBFloat16},
                                                 {"avx512_bf16", has_avx512_bf16, avx512_bf16, kBFloat16},
                                                 {"avx512", has_avx512, avx512, kFloats},
                                                 {"avx2", has_avx2, avx2, kFloats}};

@@ -22,13 +22,21 @@ bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vn
 
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 
+namespace {
+
 // Linux keeps a process from the tiles until it asks for them.
-bool has_amx() {
+bool has_tiles() {
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  static const bool has = has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
-                          __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  static const bool has =
+      has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   return has;
 }
+
+}  // namespace
+
+bool has_amx_bf16() { return has_tiles() && __builtin_cpu_supports("amx-bf16"); }
+
+bool has_amx_int8() { return has_tiles() && __builtin_cpu_supports("amx-int8"); }
 
 char* workspace(size_t bytes) {
   static thread_local std::unique_ptr<char, decltype(&std::free)> memory(nullptr, std::free);

@@ -9,8 +9,9 @@ namespace jaxpool {
 namespace {
 
 // Best first.
-constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx, amx, kBFloat16 | kInt8},
-                                              {"amx", has_amx, amx_float32, kFloat32, 64},
+constexpr Choice<ProductKernel> kKernels[] = {{"amx", has_amx_bf16, amx, kBFloat16},
+                                              {"amx", has_amx_int8, amx, kInt8},
+                                              {"amx", has_amx_bf16, amx_float32, kFloat32, 64},
                                               {"avx512_bf16", has_avx512_bf16, avx512_bf16, kBFloat16 | kInt8},
                                               {"avx512_vnni", has_avx512_vnni, avx512_vnni, kInt8},
                                               {"avx512", has_avx512, avx512, kAll},

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 
@@ -221,6 +223,73 @@ def test_who_gets_them(monkeypatch, caplog):
             "its kernels are not built for this machine",
         )
     ]
+
+
+# The choice of kernels on a CPU that has what the command line names. The kernels themselves are left out.
+CHOICE = """
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cstdio>
+#include <string_view>
+#include <vector>
+std::vector<std::string_view> offered;
+bool offers(std::string_view feature) { return std::count(offered.begin(), offered.end(), feature); }
+long granted(long, ...) { return 0; }  // Linux gives the tiles
+#define __builtin_cpu_supports offers
+#define syscall granted
+#include "cpu.cc"
+#undef syscall
+#include "handler.h"
+int main(int count, char** features) {
+  using namespace jaxpool;
+  offered.assign(features + 1, features + count);
+  for (const Target& target : {attention(), product()})
+    for (DTypes dtype : {kFloat32, kBFloat16, kInt8}) {
+      for (std::string_view name : target.kernels(dtype)) std::printf("%s ", name.data());
+      std::puts("");
+    }
+}
+"""
+AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16")
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory):
+    """The kernels that are offered on a CPU with these features: attention's and the products', by dtype."""
+    if not shutil.which("g++"):
+        pytest.skip("compiles C++: needs g++")
+    directory = tmp_path_factory.mktemp("choice")
+    native, program = Path(__file__).parent.parent / "native", directory / "choice"
+    (directory / "choice.cc").write_text(CHOICE)
+    sources = [directory / "choice.cc", native / "attention.cc", native / "product.cc"]
+    headers = [f"-I{native}", f"-isystem{Path(jaxlib.__file__).parent / 'include'}"]
+    link = ["-no-pie", "-Wl,--unresolved-symbols=ignore-all"]
+    subprocess.run(["g++", "-std=c++20", *headers, *sources, "-o", program, *link], check=True)
+
+    def offered(*features):
+        lines = subprocess.run([program, *features], capture_output=True, text=True, check=True).stdout.splitlines()
+        names = [line.split() for line in lines]
+        return [dict(zip(("float32", "bfloat16", "int8"), own, strict=True)) for own in (names[:3], names[3:])]
+
+    return offered
+
+
+def test_a_kernel_is_offered_where_all_that_it_uses_is_there(choice):
+    assert not any(any(found.values()) for found in choice("avx2"))  # without FMA
+    attention, product = choice(*AVX512)
+    assert (attention["bfloat16"][0], product["bfloat16"][0], product["int8"][0]) == ("avx512_bf16",) * 3
+    attention, product = choice(*AVX512, "amx-tile", "amx-bf16", "amx-int8")
+    assert all("amx" in names for names in (attention["bfloat16"], *product.values()))
+
+
+def test_a_virtual_machine_may_have_tiles_for_one_dtype_only(choice):
+    attention, product = choice(*AVX512, "amx-tile", "amx-bf16")
+    assert "amx" in attention["bfloat16"]
+    assert ["amx" in product[dtype] for dtype in ("float32", "bfloat16", "int8")] == [True, True, False]
+    attention, product = choice(*AVX512, "amx-tile", "amx-int8")
+    assert "amx" not in attention["bfloat16"]
+    assert ["amx" in product[dtype] for dtype in ("float32", "bfloat16", "int8")] == [False, False, True]
 
 
 def in_another_process(code):
