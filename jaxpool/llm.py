@@ -183,6 +183,11 @@ class LLM:
         return self.recipe.task
 
     @property
+    def supported_tasks(self) -> tuple[str, ...]:
+        """All that can be asked of the instance, its own task first; each has programs of its own."""
+        return self.recipe.tasks
+
+    @property
     def stats(self) -> Stats:
         """Counters of what was done so far."""
         return self.engine.stats
@@ -496,10 +501,15 @@ class LLM:
 
     @_joint
     def warmup(self, *tasks: str) -> None:
-        """Compiles and runs every shape, so that nothing compiles later (`stats.compilations` stands still).
+        """Compiles and runs every shape for some tasks, so that nothing compiles when they are asked for later
+        (`stats.compilations` stands still). `warmup(*llm.supported_tasks)` does so for all that can be asked.
 
         Args:
-            tasks: which of the model's tasks; none: the instance's own.
+            tasks: any of `supported_tasks`; none: the instance's own, `task`.
+
+        Raises:
+            ValueError: no task of that name, or not for this model.
+            jax.errors.JaxRuntimeError: a batch does not fit the device's memory, at half the token budget either.
         """
         self.engine.warmup([self.calls.task(task) for task in tasks or (self.task,)])
 

@@ -65,7 +65,7 @@ class Stats:
         tokens: their tokens.
         computed_tokens: tokens of the batches' shapes, padding included.
         batches: programs run.
-        compilations: programs compiled. After `LLM.warmup()` this stands still.
+        compilations: programs compiled. For tasks that `LLM.warmup` has seen this stands still.
         truncated: texts cut to the limit.
         device_seconds: that batches were on their devices, without waiting for one another, over all replicas.
     """

@@ -151,8 +151,21 @@ def test_the_wrong_pooling_task(embedder, classifier):
         classifier.warmup("embed")
 
 
+def test_warmup_is_of_the_own_task_unless_others_are_named(tmp_path):
+    with LLM(tiny_bert(tmp_path), **SETTINGS) as llm:
+        shapes = len(llm.engine.runner.ladder.shapes)
+        llm.warmup()
+        assert llm.stats.compilations == shapes
+        llm.embed_array(TEXTS)
+        llm.score(*TEXTS[:2], use_tqdm=False)
+        assert llm.stats.compilations == shapes
+        llm.warmup(*llm.supported_tasks)
+        assert llm.stats.compilations == 2 * shapes
+
+
 def test_no_mixture_compiles_anything(embedder):
-    embedder.warmup("embed", "token_embed")
+    assert embedder.supported_tasks == ("embed", "token_embed")
+    embedder.warmup(*embedder.supported_tasks)
     compiled = embedder.stats.compilations
     assert compiled == 2 * len(embedder.engine.runner.ladder.shapes)
     rng = np.random.default_rng(0)
