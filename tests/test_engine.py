@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from jaxpool import LLM
+from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import make_ladder
+from jaxpool.hosts import Alone
+from jaxpool.pipeline import execute
 from jaxpool.runner import Program, Replica, Runner, Stats, _halve
 from jaxpool.sharding import make_mesh
 from tests.tiny import tiny_bert
@@ -338,6 +341,62 @@ def test_halving_keeps_whole_shards():
     assert all(s.rows % 8 == 0 for s in _halve(make_ladder(256, 4096, row_multiple=8), 8).shapes)
 
 
+class _Compiling(Replica):
+    """A replica that notes which thread compiles what, and whose own thread waits for another to have begun."""
+
+    def __init__(self, fails=()):
+        program = Program(lambda params, inputs: inputs.lengths[..., None] * 1.0)
+        super().__init__(make_mesh(jax.local_devices()[:1]), {}, {"embed": program}, Stats())
+        self.fails, self.compiled, self.begun = fails, [], threading.Event()
+
+    def _compile(self, task, shape):
+        thread = threading.current_thread().name.rpartition("_")[0] or threading.current_thread().name
+        self.compiled.append((thread, shape.tokens))
+        if thread == "jaxpool-compile":
+            self.begun.set()
+        elif thread.startswith("jaxpool-replica"):
+            assert self.begun.wait(30), "nothing is compiled in the background"
+        if shape.tokens in self.fails:
+            raise RuntimeError(f"no program of {shape.tokens} tokens")
+        return super()._compile(task, shape)
+
+
+def test_shapes_are_prepared_in_the_background_in_order_and_once():
+    ladder = make_ladder(64, 64, packed=False)
+    replicas = [_Compiling(), _Compiling()]
+    runner = Runner(replicas, ladder, Stats())
+    for _ in range(2):
+        runner.prepare("embed", [ladder.full[t] for t in (64, 16, 64, 32)])
+        runner._compiling.submit(lambda: None).result()  # its one thread is through
+    for replica in replicas:
+        assert replica.compiled == [("jaxpool-compile", t) for t in (64, 16, 32)]
+        assert not replica.has("embed", ladder.full[48])
+    runner.close()
+    runner.prepare("embed", ladder.shapes)  # nobody is there any more; nobody minds
+
+
+def test_the_next_batchs_program_compiles_while_the_first_ones_does():
+    ladder = make_ladder(64, 64, packed=False)
+    replica = _Compiling()
+    runner = Runner([replica], ladder, Stats())
+    sequences = [TokenSequence(np.ones(n, np.int32), (n,)) for n in (60, 10)]
+    found = {s.owners: row.tolist() for s, row in execute(iter([sequences]), runner, "embed", Alone(), 2)}
+    assert found == {(60,): [60], (10,): [10]}
+    assert sorted(replica.compiled) == [("jaxpool-compile", 16), ("jaxpool-replica-0", 64)]
+    runner.close()
+
+
+def test_what_cannot_be_prepared_is_said_by_the_batch_that_needs_it():
+    ladder = make_ladder(64, 64, packed=False)
+    runner = Runner([_Compiling(fails={16})], ladder, Stats())
+    sequences = [TokenSequence(np.ones(n, np.int32), (n,)) for n in (60, 10)]
+    answers = execute(iter([sequences]), runner, "embed", Alone(), 2)
+    assert next(answers)[0].owners == (60,)
+    with pytest.raises(RuntimeError, match="no program of 16 tokens"):
+        next(answers)
+    runner.close()
+
+
 EIGHT = """
 import sys
 import numpy as np
@@ -378,6 +437,22 @@ def test_one_stream_a_core_unless_jax_was_set_up(directory):
     assert streams("") == min(cores, 8)
     assert streams("import jax; jax.devices(); ") == 1
     assert streams("", XLA_FLAGS="--xla_force_host_platform_device_count=4") == 1
+
+
+def test_a_jax_that_has_started_keeps_its_devices_and_one_stream_and_that_is_said_once(directory):
+    code = """
+import logging, sys, jax
+logging.basicConfig(level="INFO", format="%(levelname)s %(name)s %(message)s")
+before = jax.devices()
+from jaxpool import LLM
+engines = [LLM(sys.argv[1]) for _ in range(2)]
+assert jax.devices() == before
+assert [[mesh.devices.tolist() for mesh in llm.engine.meshes] for llm in engines] == [[[[before[0]]]]] * 2
+"""
+    done = subprocess.run([sys.executable, "-c", code, directory], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "stream" in line]
+    assert said == ["INFO jaxpool JAX had started before the first LLM(): its CPU devices stay as they are, one stream"]
 
 
 def test_progress_can_be_replaced(llm):
