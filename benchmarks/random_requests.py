@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from benchmarks.compilations import Compilations
 from benchmarks.random_texts import Choices, Texts
 from jaxpool import LLM
 from tests.test_examples import DECODER, write_model
-from tests.tiny import JINA_TASKS, tiny_bert, tiny_classifier, tiny_jina
+from tests.tiny import JINA_TASKS, tiny_bert, tiny_classifier, tiny_clip, tiny_jina
 
 STEP = "<extra_0>"
 Kind = Callable[[LLM, Texts, int], object]
@@ -68,6 +70,22 @@ def _said(texts: Texts) -> dict[str, Any]:
     return texts.random.choice(({}, {"instruction": texts.text(40)}))
 
 
+def _seen(llm: LLM, texts: Texts, count: int) -> None:
+    """Pictures among texts, all in one call."""
+    prompts = [texts.random.choice((_picture, Texts.text))(texts) for _ in range(count)]
+    llm.embed(prompts, truncate_prompt_tokens=-1, pooling_params=texts.each(count), use_tqdm=False)
+
+
+def _seen_stream(llm: LLM, texts: Texts, count: int) -> None:
+    stream = llm.embed_stream((_picture(texts) for _ in range(count)), pooling_params=texts.params())
+    assert sum(1 for _ in stream) == count
+
+
+def _picture(texts: Texts) -> Image.Image:
+    sides = texts.random.randint(1, 99), texts.random.randint(1, 99)
+    return Image.new("RGB", sides, texts.random.randrange(2**24))
+
+
 EMBEDDING: dict[str, Kind] = {
     "encode": _encode(None),
     "embed": lambda llm, texts, count: llm.embed(**texts.call(count)),
@@ -79,6 +97,7 @@ EMBEDDING: dict[str, Kind] = {
     "score, of cosines": _score,
     "rerank, by cosines": _rerank,
 }
+SEEING: dict[str, Kind] = {"embed, pictures too": _seen, "embed_stream, pictures": _seen_stream}
 CLASSIFYING: dict[str, Kind] = {
     "encode": _encode(None),
     "classify": lambda llm, texts, count: llm.classify(**texts.call(count)),
@@ -144,6 +163,13 @@ INSTANCES: Mapping[str, Instance] = {
         OF_EMBEDDINGS | _DIMENSIONS,
         _MATRYOSHKA | {"pooler_config": {"enable_chunked_processing": True}},
     ),
+    "embedder, 8 bits": Instance(
+        _embedder, EMBEDDING, OF_EMBEDDINGS | _DIMENSIONS, _MATRYOSHKA | {"quantization": "int8"}
+    ),
+    "embedder, bfloat16": Instance(
+        _embedder, EMBEDDING, OF_EMBEDDINGS | _DIMENSIONS, _MATRYOSHKA | {"dtype": "bfloat16"}
+    ),
+    "embedder of pictures": Instance(tiny_clip, {"embed": EMBEDDING["embed"], **SEEING}, OF_EMBEDDINGS),
     "embedder with adapters": Instance(
         tiny_jina, EMBEDDING, OF_EMBEDDINGS | {"dimensions": (None, 12, 36), "adapter": (None, "none", *JINA_TASKS)}
     ),
@@ -210,7 +236,7 @@ def send(name: str, requests: int, seed: int = 0, **settings: Any) -> Outcome:
         Compilations() as heard,
         LLM(own.write(Path(scratch)), **{**own.settings, **settings}) as llm,
     ):
-        tasks = tuple(llm.recipe.tasks)
+        tasks = llm.supported_tasks
         llm.warmup(*tasks)
         programs, before = llm.stats.compilations, heard.found.copy()
         texts, start = Texts(llm, own.options, seed, own.end), time.perf_counter()

@@ -56,7 +56,7 @@ def test_compilations_are_heard_with_their_origin():
     assert heard.found.total() == 1
 
 
-@pytest.mark.parametrize("name", ["embedder", "cross-encoder", "process reward model"])
+@pytest.mark.parametrize("name", ["embedder", "embedder of pictures", "cross-encoder", "process reward model"])
 def test_nothing_compiles_after_warm_up(name):
     outcome = random_requests.send(name, 170, **FEW_PROGRAMS)
     assert outcome.kinds.total() == 170
