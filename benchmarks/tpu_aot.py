@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from benchmarks import hlo
 from benchmarks.products import flops
 from jaxpool.ahead import compile_for, mesh_of, missing, prepare
+from jaxpool.attention import splash
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.memory import CHIP_BUDGET, memory_plan
@@ -191,7 +192,7 @@ def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:
 
 COLUMNS = (
     "model", "topology", "T", "rows", "compile, CPU s", "weights + inputs", "temporary", "outputs",
-    "planned / compiled", "GFLOP a token (2 × kernels)", "kernel calls", "collectives", "weight copies",
+    "planned / compiled", "GFLOP a token (2 × kernels)", "XLA's bytes", "kernel calls", "collectives", "weight copies",
 )  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def line(f: Figures) -> str:
         return "| " + " | ".join([*cells, f.error]) + " |"
     cells += [f"{f.seconds:.0f}", *(f"{size / 2**20:,.0f} MiB" for size in (f.arguments, f.temporary, f.outputs))]
     cells += [f"{f.planned / f.memory:.2f}"]
-    cells += [f"{f.flops / 1e9:.3f} ({f.weight_flops / 1e9:.3f})", str(f.kernels)]
+    cells += [f"{f.flops / 1e9:.3f} ({f.weight_flops / 1e9:.3f})", f"{f.xla_bytes / 2**30:.2f} GiB", str(f.kernels)]
     cells += [", ".join(f"{n} {name}" for name, n in f.collectives.items()) or "none", str(len(f.weight_copies))]
     return "| " + " | ".join(cells) + " |" + "".join(f"\n  WRONG: {text}" for text in f.wrong)
 
@@ -218,12 +219,20 @@ def main() -> int:
     parser.add_argument("--fsdp", action="store_true", help="share the weights out over the others")
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="a shallower model, for a quick look")
+    parser.add_argument(
+        "--splash-from",
+        type=int,
+        default=splash.MIN_TOKENS,
+        metavar="T",
+        help="rows of so many tokens and more take the splash kernel (default: the engine's own, %(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
     if reason := missing():
         print(reason, file=sys.stderr)
         return 1
     prepare()
+    splash.MIN_TOKENS = arguments.splash_from
     depth = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
     how = {"shards": arguments.tensor_parallel, "fsdp": arguments.fsdp}
     found: list[Figures] = []

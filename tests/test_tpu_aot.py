@@ -26,6 +26,8 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 CASES = (("v5e:1x1", 128), ("v5e:1x1", 512), ("v5e:2x4", 2048))
+# A published shape, on the other kinds of chip.
+PUBLISHED = (("bge-base", "v6e:2x4", 512), ("bge-base", "tpu7x:2x2x1", 2048))
 # Four kv heads, which eight chips do not divide: each has them all.
 DECODER = CONFIG | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -46,9 +48,10 @@ from benchmarks import tpu_aot
 tpu_aot.prepare()
 # 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
 jax.config.update("jax_exec_time_optimization_effort", -1.0)
-config, cases, decoder = json.loads(sys.argv[1])
+config, cases, published, decoder = json.loads(sys.argv[1])
 recipe = tpu_aot.recipe_of(config)
 found = [tpu_aot.measure("small", recipe, *case, "bfloat16") for case in cases]
+found += [tpu_aot.measure(name, tpu_aot.recipe_of(tpu_aot.MODELS[name]), *case, "bfloat16") for name, *case in published]
 found.append(tpu_aot.measure("decoder", tpu_aot.recipe_of(decoder), "v5e:2x4", 2048, "bfloat16", shards=8))
 print(json.dumps([asdict(figures) for figures in found]))
 """
@@ -56,12 +59,12 @@ print(json.dumps([asdict(figures) for figures in found]))
 
 @pytest.fixture(scope="module")
 def programs():
-    """Figures by (topology, tokens). In a process of its own: libtpu stays out of the other tests' JAX."""
+    """Figures by (topology, tokens), of published shapes by (model, topology, tokens). In a process of its own: libtpu stays out of the other tests' JAX."""
     if reason := tpu_aot.missing():
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, DECODER])],
+        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, PUBLISHED, DECODER])],
         capture_output=True,
         text=True,
         check=False,
@@ -69,7 +72,7 @@ def programs():
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip((*CASES, "shared kv heads"), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip((*CASES, *PUBLISHED, "shared kv heads"), json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def test_kv_heads_that_chips_share(programs):
@@ -113,6 +116,36 @@ def test_a_program_compiles(programs, case):
     # Each chip holds the weights once and its own rows' ids: 2,000 · 256 embeddings and 4 layers in bfloat16.
     assert 5e6 < found["arguments"] < 8e6
     assert found["flops"] > found["weight_flops"] > 0
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+def test_a_published_shape_compiles(programs, case):
+    found = programs[case]
+    assert not found["error"]
+    assert not found["wrong"]
+    assert not found["collectives"]
+    assert found["kernels"] > 0
+    assert found["xla_bytes"] > found["arguments"]  # every weight is read once at least
+    # 12 layers of 12 · 768² weights, and the embeddings of 30,522 tokens: 109 million, in bfloat16.
+    assert 2.0e8 < found["arguments"] < 2.4e8
+
+
+def test_the_table_has_a_cell_for_every_column():
+    figures = tpu_aot.Figures(
+        "bge-base",
+        "v5e:1x1",
+        128,
+        128,
+        1,
+        "bfloat16",
+        planned=2 * 2**20,
+        seconds=5.4,
+        arguments=2**20,
+        xla_bytes=3 * 2**30,
+    )
+    cells = dict(zip(tpu_aot.COLUMNS, tpu_aot.line(figures).strip("| ").split(" | "), strict=True))
+    assert (cells["model"], cells["compile, CPU s"], cells["XLA's bytes"]) == ("bge-base", "5", "3.00 GiB")
+    assert cells["planned / compiled"] == "2.00"
 
 
 def test_short_rows_take_einsum_and_long_ones_the_kernel(programs):
