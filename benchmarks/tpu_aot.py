@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from benchmarks import hlo
 from benchmarks.products import flops
 from jaxpool.ahead import compile_for, mesh_of, missing, prepare
-from jaxpool.attention import splash
+from jaxpool.attention import blocked, splash
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.memory import CHIP_BUDGET, memory_plan
@@ -224,7 +224,7 @@ def main() -> int:
         type=int,
         default=splash.MIN_TOKENS,
         metavar="T",
-        help="rows of so many tokens and more take the splash kernel (default: the engine's own, %(default)s)",
+        help="rows of so many tokens and more take the splash kernel, shorter ones einsums (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     arguments = parser.parse_args()
@@ -232,7 +232,7 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     prepare()
-    splash.MIN_TOKENS = arguments.splash_from
+    splash.MIN_TOKENS = blocked.MIN_TOKENS = arguments.splash_from
     depth = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
     how = {"shards": arguments.tensor_parallel, "fsdp": arguments.fsdp}
     found: list[Figures] = []
