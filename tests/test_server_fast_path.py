@@ -17,7 +17,7 @@ JSON = [(b"content-type", b"Application/JSON; charset=utf-8")]
 TEXTS = {"model": "embed", "input": ["hello", "the quick brown fox"]}
 
 
-async def sent(app, body, headers=JSON, path="/v1/embeddings", pieces=1):
+async def sent(app, body, headers=JSON, path="/v1/embeddings", pieces=1, **more):
     """What an ASGI application says to a POST whose body comes in pieces."""
     size = -(-len(body) // pieces)
     left = [body[i * size : (i + 1) * size] for i in range(pieces)]
@@ -32,6 +32,7 @@ async def sent(app, body, headers=JSON, path="/v1/embeddings", pieces=1):
         said.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "state": {}}
+    scope |= more
     await app(scope, receive, send)
     return scope, said
 
@@ -73,6 +74,15 @@ def test_a_valid_body_goes_straight_to_the_endpoint(monkeypatch, pieces):
     scope, said = asyncio.run(sent(fast(monkeypatch, behind), json.dumps(TEXTS).encode(), pieces=pieces))
     assert json.loads(said[1]["body"]) == TEXTS["input"]
     assert scope["route"].path == "/v1/embeddings"
+    assert behind.messages == []
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"], ids=["taken away", "kept"])
+def test_behind_a_proxy(monkeypatch, prefix):
+    behind = Behind()
+    path = f"{prefix}/v1/embeddings"
+    _, said = asyncio.run(sent(fast(monkeypatch, behind), json.dumps(TEXTS).encode(), path=path, root_path="/api"))
+    assert json.loads(said[1]["body"]) == TEXTS["input"]
     assert behind.messages == []
 
 

@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from jaxpool import LLM
@@ -98,6 +99,23 @@ def test_probes_have_none(traced):
     assert not spans()
 
 
+@pytest.mark.parametrize("prefix", ["", "/api"], ids=["taken away", "kept"])
+def test_probes_behind_a_proxy_have_none(prefix):
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    app, exporter, provider = FastAPI(root_path="/api"), InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app.add_middleware(tracing.Tracing, provider=provider)
+    client = TestClient(app)
+    client.get(f"{prefix}/health")
+    assert not exporter.get_finished_spans()
+    client.get(f"{prefix}/version")
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["url.path"] == f"{prefix}/version"
+
+
 def test_they_go_to_a_collector():
     got = []
 
@@ -127,7 +145,7 @@ def test_they_go_to_a_collector():
 @pytest.mark.parametrize("flag", [[], ["--otlp-traces-endpoint", "http://127.0.0.1:9/v1/traces"]])
 def test_the_command_lines_flag(tmp_path, monkeypatch, flag):
     apps = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: apps.append(app))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, _: apps.append(self.config.app))
     assert (
         main(
             [
@@ -136,6 +154,8 @@ def test_the_command_lines_flag(tmp_path, monkeypatch, flag):
                 "--served-model-name",
                 f"flag{len(flag)}",
                 "--no-warmup",
+                "--port",
+                "0",
                 *flag,
             ]
         )

@@ -16,6 +16,7 @@ from jaxpool.pooling_params import PoolingParams
 from jaxpool.server import metrics
 from jaxpool.server.chat import Chat
 from jaxpool.server.errors import ApiError
+from jaxpool.server.paths import within
 from jaxpool.server.pictures import Content, Pictures
 from jaxpool.server.protocol import Body, TextBody
 from jaxpool.server.registry import Models
@@ -128,7 +129,7 @@ async def compute(
         gone.cancel()
         with suppress(asyncio.CancelledError):
             await gone
-    endpoint = request.scope["path"]
+    endpoint = within(request.scope)
     tokens = request.state.tokens = sum(answer.tokens for answer in answers)
     metrics.request_tokens.labels(serving.name, endpoint).observe(tokens)
     metrics.truncated.labels(serving.name).inc(sum(answer.truncated for answer in answers))

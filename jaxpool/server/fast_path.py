@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxpool.server import errors
+from jaxpool.server.paths import within
 
 
 class FastPath:
@@ -41,7 +42,7 @@ class FastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        found = self._found.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        found = self._found.get(within(scope)) if scope["type"] == "http" and scope["method"] == "POST" else None
         if found is None or not _is_json(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxpool.server import metrics
 from jaxpool.server.errors import ApiError, as_api_error, error_response
+from jaxpool.server.paths import within
 from jaxpool.server.routes.operations import is_open
 
 REQUEST_ID = "x-request-id"
@@ -62,7 +63,8 @@ class Gate:
             await error_response(as_api_error(error))(scope, receive, tell)
         finally:
             model = scope["state"].get("model", "")
-            endpoint = scope["path"] if scope["path"] in self._paths else "other"
+            path = within(scope)
+            endpoint = path if path in self._paths else "other"
             metrics.requests.labels(model, endpoint, str(status)).inc()
             metrics.request_seconds.labels(model, endpoint).observe(time.perf_counter() - start)
 

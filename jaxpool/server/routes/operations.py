@@ -14,6 +14,7 @@ from starlette.types import Scope
 from jaxpool.server import metrics
 from jaxpool.server.encoding import json_response
 from jaxpool.server.errors import ApiError
+from jaxpool.server.paths import within
 from jaxpool.server.registry import Models
 from jaxpool.server.serving import Serving
 
@@ -25,7 +26,7 @@ OPEN = {"/": _READING, "/health": _READING, "/ready": _READING, "/ping": _READIN
 
 def is_open(scope: Scope) -> bool:
     """Whether a request is for what is `OPEN`."""
-    return scope["method"] in OPEN.get(scope["path"], ())
+    return scope["method"] in OPEN.get(within(scope), ())
 
 
 @router.get("/health")
