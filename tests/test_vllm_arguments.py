@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from jaxpool import LLM
+from jaxpool.vllm_arguments import ARGUMENTS, ENGINE, FLAG, NOTHING
 from tests.tiny import tiny_bert
 
 
@@ -28,6 +29,9 @@ def test_a_script_runs_unchanged(directory, caplog, monkeypatch):
 REFUSED = [
     ({"quantization": "fp8"}, ValueError, "quantization is .fp8., expected one of"),
     ({"enable_lora": True}, ValueError, "enable_lora"),
+    ({"tokenizer_revision": "v2"}, ValueError, "tokenizer_revision is 'v2': it would change the answer"),
+    ({"load_format": "dummy"}, ValueError, "load_format is 'dummy', expected one of"),
+    ({"middleware": ["a.b"]}, TypeError, "middleware"),  # the server's, not `LLM`'s
     ({"rope_scaling": {"factor": 2}}, ValueError, "rope_scaling"),
     ({"runner": "generate"}, ValueError, "runner is 'generate', expected one of"),
     ({"convert": "mm_encoder_only"}, ValueError, "convert is 'mm_encoder_only'"),
@@ -41,3 +45,13 @@ REFUSED = [
 def test_what_is_refused(directory, arguments, kind, message):
     with pytest.raises(kind, match=message):
         LLM(directory, **arguments)
+
+
+def test_what_asks_for_nothing_is_let_through(directory, caplog, monkeypatch):
+    monkeypatch.setattr("jaxpool.log._said", set())
+    asked = {name: False if own.form == FLAG else None for name, own in ARGUMENTS.items() if own.may_be is NOTHING}
+    engine = {name: value for name, value in asked.items() if ARGUMENTS[name].whose == ENGINE}
+    assert "enable_lora" in engine
+    with caplog.at_level(logging.WARNING, "jaxpool"):
+        LLM(directory, **engine, load_format="pt", model_impl="transformers").close()
+    assert not [r.message for r in caplog.records if "change nothing" in r.message]
