@@ -86,6 +86,21 @@ def render_messages(
     return text[: text.rindex(final) + len(final)]
 
 
+def check_syntax(template: str) -> str:
+    """The template itself, if jinja reads it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        _compile(template)
+    except TemplateError as error:
+        raise ValueError(f"chat_template: {error}") from error
+    return template
+
+
 def check_template(template: str) -> str:
     """The template itself, if a query and a document both reach its prompt.
 

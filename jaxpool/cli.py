@@ -13,14 +13,17 @@ from pathlib import Path
 from jaxpool.corpus import command
 from jaxpool.log import logger, set_level
 from jaxpool.server import command as serve
-from jaxpool.server import run_batch
+from jaxpool.server import flags, run_batch, spelling
 
 # What a user's arguments and files can cause. Anything else is a bug, and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
-# Commands that are vLLM's too, and take its spellings.
-LIKE_VLLM = frozenset({"serve", "run-batch"})
+# Commands that are vLLM's too, and take its spellings -> how they are used, in short: their flags are many.
+LIKE_VLLM = {
+    "serve": "%(prog)s [MODEL] [FLAG …]   (%(prog)s -h lists the flags)",
+    "run-batch": "%(prog)s [MODEL] -i IN -o OUT [FLAG …]   (%(prog)s -h lists the flags)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, for `-h`, `--version` and arguments that it does not understand (status 2).
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = make_parser().parse_args(serve.in_dashes(argv) if LIKE_VLLM.intersection(argv[:3]) else argv)
+    args = make_parser().parse_args(spelling.as_argparse(argv) if LIKE_VLLM.keys() & set(argv[:3]) else argv)
     set_level(args.log_level)
     try:
         return args.command(args)
@@ -115,12 +118,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_log_level(parser, "warning")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, (summary, run, arguments) in COMMANDS.items():
-        own = commands.add_parser(name, help=summary, description=summary)
+        own = commands.add_parser(name, help=summary, description=summary, usage=LIKE_VLLM.get(name))
         own.set_defaults(command=run)
-        # vLLM's run-batch says it with --model.
-        number = "?" if name == "run-batch" else None
+        # vLLM's say it with --model too, and theirs is a revision a model.
+        number = "?" if name in LIKE_VLLM else None
         own.add_argument("model", metavar="MODEL", nargs=number, help="a directory, or a name on the Hugging Face hub")
-        own.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
+        if name not in LIKE_VLLM:
+            own.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
         arguments(own)
         # After the command too; SUPPRESS, or the default here would overwrite what came before the command.
         _add_log_level(own, argparse.SUPPRESS)
@@ -187,7 +191,7 @@ Command = tuple[str, Callable[[argparse.Namespace], int], Callable[[argparse.Arg
 # Name -> what it does in a line, what runs it, what adds its arguments.
 COMMANDS: dict[str, Command] = {
     "embed": ("embed files of texts", _embed, _embed_arguments),
-    "serve": ("answer OpenAI's, vLLM's, Cohere's and TEI's clients over HTTP", _serve, serve.add_arguments),
+    "serve": ("answer OpenAI's, vLLM's, Cohere's and TEI's clients over HTTP", _serve, flags.add_arguments),
     "run-batch": ("answer a file of requests in OpenAI's batch format", _run_batch, run_batch.add_arguments),
     "info": ("print a model's recipe and memory plan, and whether its weights fit", _info, _info_arguments),
     "plan": ("work out on which meshes of a slice a model fits, without loading it", _plan, _plan_arguments),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxpool import LLM, load_params
-from jaxpool.cli import main
+from jaxpool.cli import main, make_parser
 from jaxpool.convert import to_flax, to_hf
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
 from jaxpool.params import flatten
+from jaxpool.server import command, listening, spelling
 from tests.tiny import tiny_bert
 
 TEXTS = ["the fox", "a lazy dog, sing!", "", "seven small birds " * 9]
@@ -66,7 +68,7 @@ def test_version(capsys):
 def test_help_does_not_wait_for_jax():
     code = """
 import sys
-from jaxpool.cli import main
+from jaxpool.cli import main, make_parser
 try:
     main(["embed", "-h"])
 except SystemExit as e:
@@ -425,3 +427,252 @@ def test_convert_interrupted(model, tmp_path, capsys, monkeypatch):
     assert run("convert", model, "-o", tmp_path / "out") == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert names(tmp_path) == []
+
+
+# jaxpool serve: its command line
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """`LLM`'s arguments of each model of a command line, and what was passed over."""
+
+    def of(*words):
+        calls, passed = [], []
+
+        class Instead:
+            def __init__(self, model, **arguments):
+                calls.append({"model": model, **arguments})
+
+        monkeypatch.setattr("jaxpool.LLM", Instead)
+        monkeypatch.setattr("jaxpool.server.serving.Serving", lambda *_: None)
+        monkeypatch.setattr("jaxpool.vllm_arguments.once", passed.append)
+        command.load(make_parser().parse_args(spelling.as_argparse(["serve", *map(str, words)])))
+        return [{k: v for k, v in call.items() if v is not False} for call in calls], passed
+
+    return of
+
+
+JSON = '{"a_b": 1}'
+# Flag and value -> what `LLM` gets.
+HONOURED = [
+    (["--task", "embed"], {"task": "embed"}),
+    (["--runner", "pooling"], {"runner": "pooling"}),
+    (["--convert", "embed"], {"convert": "embed"}),
+    (["--dtype", "float32"], {"dtype": "float32"}),
+    (["--max-model-len", "64"], {"max_model_len": 64}),
+    (["--max-model-len", "8k"], {"max_model_len": 8000}),
+    (["--max-model-len", "8K"], {"max_model_len": 8192}),
+    (["--max-model-len", "1.5k"], {"max_model_len": 1500}),
+    (["--max-model-len", "auto"], {}),
+    (["--max-model-len", "-1"], {}),
+    (["--max-num-batched-tokens", "1m"], {"max_num_batched_tokens": 10**6}),
+    (["--max-num-batched-tokens", "2M"], {"max_num_batched_tokens": 2 * 2**20}),
+    (["--max-num-batched-tokens", "1G"], {"max_num_batched_tokens": 2**30}),
+    (["--hf-overrides", JSON], {"hf_overrides": {"a_b": 1}}),
+    (["--pooler-config", JSON], {"pooler_config": {"a_b": 1}}),
+    (["--override-pooler-config", JSON], {"override_pooler_config": {"a_b": 1}}),
+    (["--mm-processor-kwargs", JSON], {"mm_processor_kwargs": {"a_b": 1}}),
+    (["--tensor-parallel-size", "2"], {"tensor_parallel_size": 2}),
+    (["--data-parallel-size", "2"], {"data_parallel_size": 2}),
+    (["--hf-token", "secret"], {"hf_token": "secret"}),
+    (["--hf-token"], {}),
+    (["--tokenizer", "None"], {}),
+    (["--revision", "main"], {"revision": "main"}),
+    (["--trust-remote-code"], {"trust_remote_code": True}),
+]
+
+
+@pytest.mark.parametrize(("words", "arguments"), HONOURED, ids=lambda words: " ".join(words))
+def test_flags_that_reach_the_model_in_both_spellings(asked, words, arguments):
+    flag, *value = words
+    under = "--" + flag[2:].replace("-", "_")
+    lines = [["m", flag, *value], ["m", under, *value], [flag, *value, "--model", "m"]]
+    lines += [["m", f"{name}={value[0]}"] for name in (flag, under) if value]
+    for line in lines:
+        assert asked(*line) == ([{"model": "m", **arguments}], []), line
+
+
+def test_short_flags(asked):
+    assert asked("-tp", 2, "-dp", 3, "-q", "int8", "m") == (
+        [{"model": "m", "tensor_parallel_size": 2, "data_parallel_size": 3, "quantization": "int8"}],
+        [],
+    )
+
+
+def test_keys_of_objects_behind_dots(asked):
+    line = ["m", "--pooler-config.pooling_type", "MEAN", "--hf_overrides.some_key.inner=0.5", "--enforce-eager"]
+    line += ["--hf-overrides.architectures+", "A,B", "--pooler_config.use_activation=false"]
+    (found,), _ = asked(*line)
+    assert found["pooler_config"] == {"pooling_type": "MEAN", "use_activation": False}
+    assert found["hf_overrides"] == {"some_key": {"inner": 0.5}, "architectures": ["A", "B"]}
+
+
+def test_the_last_of_one_models_flags_counts(asked):
+    (found,), _ = asked("m", "--dtype", "float32", "--dtype", "bfloat16")
+    assert found["dtype"] == "bfloat16"
+
+
+PASSED_OVER = """
+--enable-prefix-caching --no-enable-prefix-caching --enable-chunked-prefill --no-enable-chunked-prefill
+--download-dir=/tmp --kv-cache-dtype=fp8 --enforce-eager --gpu-memory-utilization=0.5 --max-num-seqs=16
+--disable-log-requests --no-disable-log-requests --enable-log-requests --disable-flash-late-interaction --seed=0
+--enable-chunked-prefill=False --swap-space=4 -pp=1 -asc=2 -O3 --compilation-config.mode=3 --api-server-count=2
+--disable-log-stats --enable-request-id-headers --max-log-len=10 --enable-expert-parallel --block-size=16
+""".split()
+
+
+@pytest.mark.parametrize("word", PASSED_OVER)
+def test_flags_that_change_nothing(asked, word):
+    under = word[:2] + word[2:].replace("-", "_") if word.startswith("--") else word
+    for spelt in {word, under}:
+        (found,), passed = asked(spelt, "m")
+        assert found == {"model": "m"}
+        assert len(passed) == 1
+        assert "change nothing here: --" in passed[0]
+
+
+def test_one_warning_names_them_all(asked):
+    _, (said,) = asked("m", "--enforce-eager", "--max_num_seqs", 4, "--use-v2-block-manager", "True")
+    assert said.endswith("here: --enforce-eager, --max-num-seqs, --use-v2-block-manager")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--enable-lora"], "--enable-lora is True: it would change the answer"),
+        (["--lora_modules", "a=b", "c=d"], "--lora-modules is ['a=b', 'c=d']: it would change"),
+        (["--io-processor-plugin", "x"], "--io-processor-plugin is 'x'"),
+        (["--tokenizer-revision", "x"], "--tokenizer-revision is 'x'"),
+        (["--tokenizer-mode", "mistral"], "--tokenizer-mode is 'mistral', expected one of ('auto', 'hf')"),
+        (["--load-format", "dummy"], "--load-format is 'dummy', expected"),
+        (["--allowed-methods", '["GET"]'], "--allowed-methods is ['GET'], expected"),
+        (["--config", "flags.yaml"], "--config is 'flags.yaml': it would change"),
+        (["--middleware", "no.such"], "--middleware no.such: No module named 'no'"),
+        (["--middleware", "json.nothing"], "--middleware json.nothing: module 'json' has no attribute 'nothing'"),
+        (["--middleware", "json.dumps"], "neither a class nor a coroutine function"),
+        (["--model", "b", "--model", "c", "--task", "embed", "--task", "classify"], "--task is given 2 times for 3"),
+        (["--model", "b/../m"], "two models are called 'm'"),
+        (["--served-model-name", "a", "--served-model-name", "b"], "--served-model-name is given 2 times for 1"),
+        (["--chat-template", "none.jinja"], "--chat-template: chat_template is 'none.jinja': neither"),
+        (["--chat-template", "{% for %}"], "--chat-template: chat_template: Expected an expression"),
+        (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
+        (["--ssl-certfile", __file__], "--ssl-certfile, --ssl-keyfile: no certificate with its key"),
+        (["--uds", "/no/where"], "--uds /no/where: there is no directory /no"),
+        (["--host", "203.0.113.1"], "--host 203.0.113.1 --port 0: Cannot assign"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_serve_errors(tmp_path, capsys, monkeypatch, words, message):
+    for name in ("m", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("serve", "m", "--port", 0, *words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxpool: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "99999"], "'99999' is no port"),
+        (["--hf-overrides", "none.json"], "none.json: No such file"),
+        (["--hf-overrides", "{"], "no JSON"),
+        (["--hf-overrides", "[1]"], "expected a JSON object, got '[1]'"),
+        (["--allowed-origins", "*"], "no JSON"),
+        (["--max-model-len", "1.5K"], "'1.5K' is no whole number such as"),
+        (["--ssl-ca-certs", "none.pem"], "'none.pem' is no file that can be read"),
+        (["--pooler-config.pooling_type"], "unrecognized arguments: --pooler-config.pooling_type"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+    ],
+    ids=str,
+)
+def test_serve_arguments_that_are_not_understood(capsys, words, message):
+    with pytest.raises(SystemExit) as exit_:
+        run("serve", "m", *words)
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") < 4  # without a page of flags in front
+
+
+def test_serve_without_a_model(capsys):
+    assert run("serve", "--port", 0) == 2
+    assert "give a MODEL" in capsys.readouterr().err
+
+
+def test_an_address_that_another_has(capsys, tmp_path):
+    """Said before any model is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert run("serve", tmp_path / "none", "--port", port) == 2
+    assert capsys.readouterr().err == f"jaxpool: error: --host 127.0.0.1 --port {port}: Address already in use\n"
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert run("serve", tmp_path / "none", "--uds", path) == 2
+    assert "another process listens there" in capsys.readouterr().err
+    assert path.exists()
+
+
+def test_flags_of_several_models(asked):
+    three = ["--model", "a", "--model", "b", "--model", "c"]
+    found, _ = asked(
+        *three, "--dtype", "float32", "--max-model-len", "auto", "--max-model-len", 7, "--max-model-len", 8
+    )
+    assert [call["model"] for call in found] == ["a", "b", "c"]
+    assert [call["dtype"] for call in found] == ["float32"] * 3
+    assert [call.get("max_model_len") for call in found] == [None, 7, 8]
+    line = [
+        "a",
+        "--model",
+        "b",
+        "--task",
+        "embed",
+        "--task",
+        "classify",
+        "--hf-overrides",
+        "{}",
+        "--hf-overrides",
+        JSON,
+    ]
+    found, _ = asked(*line, "--pooler-config.task", "embed")
+    assert [call["task"] for call in found] == ["embed", "classify"]
+    assert [call["hf_overrides"] for call in found] == [{}, {"a_b": 1}]
+    assert [call["pooler_config"] for call in found] == [{"task": "embed"}] * 2
+
+
+def test_settings_of_the_command_line(tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}")
+    words = ["m", "--chat_template", str(template), "--default-chat-template-kwargs", '{"x": 1}', "--root-path", "api/"]
+    words += ["--chat-template-content-format", "openai", "--allowed-local-media-path", ""]
+    words += ["--limit-mm-per-prompt", "image=3,video=0"]
+    args = make_parser().parse_args(spelling.as_argparse(["serve", *words]))
+    template.unlink()
+    with pytest.raises(ValueError, match="neither a jinja template nor a file"):
+        command.settings(args)
+    template.write_text("{{ messages[0].content }}")
+    found = command.settings(args)
+    template.unlink()  # it is not read again
+    assert found.chat.template == "{{ messages[0].content }}"
+    assert (found.chat.content_format, found.chat.values) == ("openai", {"x": 1})
+    assert found.root_path == "/api"
+    assert found.pictures.directory is None
+    assert found.pictures.per_prompt == 3
+
+
+def test_what_uvicorn_is_told(tmp_path):
+    def told(*words):
+        return listening.settings(make_parser().parse_args([*words]))
+
+    assert told("serve", "m")["log_level"] == "warning"
+    assert told("serve", "m", "--log-level", "error")["log_level"] == "error"
+    assert told("serve", "m", "--log-level", "error", "--uvicorn-log-level", "info")["log_level"] == "info"
+    assert told("serve", "m", "--disable-uvicorn-access-log")["access_log"] is False
+    certificates = tmp_path / "ca.pem"
+    certificates.touch()
+    found = told("serve", "m", "--ssl-ca-certs", str(certificates), "--ssl-cert-reqs", "2")
+    assert (found["ssl_ca_certs"], found["ssl_cert_reqs"]) == (str(certificates), 2)

@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from jaxpool import LLM
-from jaxpool.server import command
+from jaxpool.server import flags
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.errors import KINDS
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
+from jaxpool.vllm_arguments import ARGUMENTS, NOTHING
 from tests.servers import running
 from tests.tiny import tiny_bert
 
@@ -87,10 +88,15 @@ def test_every_endpoint_is_documented(tmp_path):
 
 def test_every_flag_is_documented():
     parser = argparse.ArgumentParser(add_help=False)
-    command.add_arguments(parser)
-    there = {option for action in parser._actions for option in action.option_strings}
-    table = DOCS.split("## Flags")[1].split("\n## ")[0]
-    assert set(re.findall(r"--[a-z][\w-]+", table)) == there
+    flags.add_arguments(parser)
+    there = {"--log-level", *(action.option_strings[0] for action in parser._actions)}
+    table, *lists = re.split(r"\n\| flag \||\n### |Refused unless|`--tokenizer-mode`", DOCS.split("\n## Flags")[1])[1:]
+    in_table, passed, refused = (set(re.findall(r"`(--[a-z][\w-]+)", part)) for part in (table, *lists[:2]))
+    assert passed == {flags.dashed(name) for name, own in ARGUMENTS.items() if own.may_be is None} - in_table
+    assert refused == {flags.dashed(name) for name, own in ARGUMENTS.items() if own.may_be is NOTHING}
+    choices = {flags.dashed(name) for name, own in ARGUMENTS.items() if own.may_be not in (None, NOTHING)}
+    assert in_table == there - passed - refused - choices
+    assert all(f"`{name}`" in DOCS for name in choices)
 
 
 def test_documented_statuses_are_the_servers():

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from jaxpool import LLM
 from jaxpool.image_chat_templates import STYLES, default_template, takes_parts
-from jaxpool.server import command, pictures
+from jaxpool.server import command, flags, pictures, spelling
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.chat import Chat
 from jaxpool.server.errors import ApiError
@@ -462,11 +462,10 @@ def test_too_many_inputs_are_not_opened(closed, refused):
 
 def test_flags(tmp_path):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--revision")
-    command.add_arguments(parser)
+    flags.add_arguments(parser)
 
     def allowed(*words):
-        return command.settings(parser.parse_args(command.in_dashes(words))).pictures
+        return command.settings(parser.parse_args(spelling.as_argparse(words))).pictures
 
     assert allowed() == Allowed(bytes=8 * 2**20)
     given = allowed(

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import httpx
 import jax
@@ -27,7 +28,7 @@ from jaxpool.server import garbage, readers
 from jaxpool.server.app import Settings, make_app
 from jaxpool.server.limits import Limits
 from jaxpool.server.serving import Serving
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_classifier
 
 SOON = 30
 TEXTS = ["a stitch in time", "hello, my name is nobody"]
@@ -348,32 +349,29 @@ def get(url, body=None):
         return 0, b""
 
 
-@pytest.fixture
-def server(directory):
-    """The command itself, in a process of its own."""
+@contextmanager
+def serving(*arguments, path="/ready"):
+    """The command itself, in a process of its own, once a path answers; yields it and its address."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "jaxpool",
-        "serve",
-        directory,
-        "--port",
-        str(port),
-        "--served-model-name",
-        "a",
-        "b",
-    ]
+    command = [sys.executable, "-m", "jaxpool", "serve", *map(str, arguments), "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + SOON
-    while get(f"{url}/ready")[0] != 200:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    yield process, url
-    process.kill()
-    process.wait()
+    try:
+        while get(f"{url}{path}")[0] != 200:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def server(directory):
+    with serving(directory, "--served-model-name", "a", "b") as found:
+        yield found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -401,8 +399,8 @@ def test_told_to_stop(server, directory, number):
     process.send_signal(number)
     asked.join(SOON)
     _, said = process.communicate(timeout=SOON)
-    assert process.returncode in (0, -number)
-    assert "Traceback" not in said
+    assert process.returncode == (0 if number == signal.SIGINT else -number)
+    assert said == f"jaxpool answers on {url} (Ctrl-C ends it)\n  a: embed, token_embed\n"
     ((status, body),) = answers
     assert status == 200
     vectors = np.array([item["embedding"] for item in json.loads(body)["data"]], np.float32)
@@ -411,6 +409,99 @@ def test_told_to_stop(server, directory, number):
     np.testing.assert_allclose(vectors[:50], wanted, atol=1e-5)
     assert float(before[0].split()[-1]) > 0
     assert get(f"{url}/health")[0] == 0
+
+
+def test_several_models_by_the_command_line(directory, tmp_path):
+    """`--model` alone, each with names of its own, and with flags of its own."""
+    classes = tiny_classifier(tmp_path / "classes", labels=3)
+    line = ["--model", directory, "--model", classes, "--served-model-name", "first", "also-first"]
+    line += ["--served-model-name", "second", "--task", "embed", "--task", "classify", "--no-warmup"]
+    with serving(*line, "--max-model-len", "32", "--max-model-len", "48", "--dtype", "float32") as (process, url):
+        listed = json.loads(get(f"{url}/v1/models")[1])["data"]
+        assert [(model["id"], model["max_model_len"]) for model in listed] == [
+            ("first", 32),
+            ("also-first", 32),
+            ("second", 48),
+        ]
+        for name in ("first", "also-first", None):
+            status, body = get(f"{url}/v1/embeddings", {"input": TEXTS} | ({"model": name} if name else {}))
+            assert status == 200
+            vectors = np.array([item["embedding"] for item in json.loads(body)["data"]], np.float32)
+            with LLM(directory) as llm:
+                np.testing.assert_allclose(vectors, llm.embed_array(TEXTS), atol=1e-5)
+        status, body = get(f"{url}/classify", {"input": TEXTS, "model": "second"})
+        assert status == 200
+        with LLM(classes, task="classify") as llm:
+            wanted = [output.outputs.probs for output in llm.classify(TEXTS, use_tqdm=False)]
+        np.testing.assert_allclose([item["probs"] for item in json.loads(body)["data"]], wanted, atol=1e-5)
+        assert get(f"{url}/classify", {"input": TEXTS, "model": "first"})[0] == 400
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=SOON)
+    assert said.splitlines()[1:] == ["  first: embed, token_embed", "  second: classify, token_classify"]
+
+
+def test_a_directory_is_called_by_its_last_part(directory):
+    """Its whole path is understood too, and shown nowhere."""
+    with serving(f"{directory}/", "--no-warmup") as (process, url):
+        for name in ("model", str(directory), f"{directory}/"):
+            status, body = get(f"{url}/v1/embeddings", {"input": "a", "model": name})
+            assert (status, json.loads(body)["model"]) == (200, "model")
+        shown = [get(f"{url}{path}")[1] for path in ("/v1/models", "/info", "/metrics", "/health", "/ready")]
+        shown.append(get(f"{url}/v1/embeddings", {"input": "a " * 999})[1])
+        assert b'"model"' in shown[0]
+        assert not [text for text in shown if str(directory).encode() in text]
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=SOON)
+    assert str(directory) not in said
+
+
+def test_stopped_while_it_loads(directory):
+    command = [sys.executable, "-u", "-c", LOADING, "serve", str(directory), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=SOON)
+    assert process.returncode == 130
+    assert said == "interrupted\n"
+
+
+# The command, which says when it begins to read a model, and takes its time.
+LOADING = """
+import sys, time
+from jaxpool import hub
+from jaxpool.cli import main
+
+def slow(*_):
+    print("loading")
+    time.sleep(60)
+
+hub.resolve = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_quiet_if_asked(directory):
+    with serving(directory, "--no-warmup", "--log-level", "error") as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SOON)[1] == ""
+
+
+def test_a_unix_socket_that_was_left(directory, tmp_path):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # and its process has ended
+    command = [sys.executable, "-m", "jaxpool", "serve", str(directory), "--no-warmup", "--uds", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr.readline() == f"jaxpool answers on unix:{path} (Ctrl-C ends it)\n"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://server/health", timeout=SOON).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SOON) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not path.exists()
 
 
 @pytest.fixture
@@ -424,8 +515,8 @@ def collector():
 
 def test_how_the_command_serves(tmp_path, monkeypatch, collector):
     told = {}
-    monkeypatch.setattr("uvicorn.run", lambda app, **options: told.update(options, app=app))
-    arguments = ["serve", str(tiny_bert(tmp_path / "tiny")), "--no-warmup", "--shutdown-timeout", "7"]
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, _: told.update(vars(self.config)))
+    arguments = ["serve", str(tiny_bert(tmp_path / "tiny")), "--no-warmup", "--shutdown-timeout", "7", "--port", "0"]
     assert main(arguments) == 0
     assert collector.get_freeze_count() > 100_000  # JAX, the model and the application
     assert collector.get_threshold() == garbage.THRESHOLDS
@@ -433,3 +524,43 @@ def test_how_the_command_serves(tmp_path, monkeypatch, collector):
         assert client.get("/health").status_code == 200
     assert told["timeout_graceful_shutdown"] == 7
     assert told["timeout_keep_alive"] > 60  # what balancers wait before they drop an idle connection
+
+
+MIDDLEWARE = """
+class Stamp:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def stamped(message):
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-stamp", b"ours"))
+            await send(message)
+
+        await self.app(scope, receive, stamped)
+
+
+async def closed(request, call_next):
+    if request.url.path == "/load":
+        from starlette.responses import PlainTextResponse
+        return PlainTextResponse("closed", 418)
+    return await call_next(request)
+"""
+
+
+def test_middleware_and_docs(directory, tmp_path, monkeypatch, collector):
+    (tmp_path / "users_own.py").write_text(MIDDLEWARE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    apps = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, _: apps.append(self.config.app))
+    line = ["serve", str(directory), "--no-warmup", "--port", "0", "--served-model-name", "behind", "--api-key", "k"]
+    assert (
+        main([*line, "--middleware", "users_own.Stamp", "--middleware=users_own.closed", "--disable-fastapi-docs"]) == 0
+    )
+    with TestClient(apps[0]) as client:
+        assert client.get("/load").status_code == 418  # before the key is asked for
+        answer = client.get("/version")
+        assert (answer.status_code, answer.headers["x-stamp"]) == (401, "ours")
+        for path in ("/openapi.json", "/docs", "/redoc"):
+            assert client.get(path, headers={"authorization": "Bearer k"}).status_code == 404
+        assert client.get("/version", headers={"authorization": "Bearer k"}).status_code == 200

@@ -923,3 +923,71 @@ def test_no_page_may_ask_unless_it_is_said(client, servings):
     assert {"x-request-id", "x-truncated-texts", "retry-after"} <= set(readable)
     stranger = TestClient(app).get("/v1/models", headers={"origin": "https://example.com"})
     assert "access-control-allow-origin" not in stranger.headers
+
+
+# Behind a proxy.
+
+
+@pytest.fixture(scope="module")
+def prefixed(servings):
+    return TestClient(make_app(servings, Settings(keys=("one",), root_path="/api", warm=False)))
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"], ids=["taken away", "kept"])
+def test_paths_behind_a_proxy(prefixed, prefix):
+    for path in OPEN:
+        assert prefixed.get(prefix + path).status_code != 401, path
+    assert prefixed.get(f"{prefix}/").status_code == 200
+    for path in (*GUARDED, "/healthy", "/api/health/../v1/models"):
+        assert prefixed.get(prefix + path).status_code == 401, path
+    key = {"authorization": "Bearer one"}
+    answer = prefixed.post(f"{prefix}/v1/embeddings", json={"input": FOX}, headers=key)
+    assert answer.status_code == 200
+    assert prefixed.get(f"{prefix}/nothing", headers=key).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/apis/health", "/api/api/health", "/apihealth", "/v1/health"])
+def test_paths_that_only_look_like_open_ones(prefixed, path):
+    assert prefixed.get(path).status_code == 401
+
+
+def test_a_prefix_is_no_endpoint_of_its_own(prefixed):
+    """Metrics count a request by its path within the application."""
+    key = {"authorization": "Bearer one"}
+
+    def counted():
+        lines = prefixed.get("/metrics", headers=key).text.splitlines()
+        found = [line for line in lines if line.startswith("jaxpool_requests_total{") and '="/version"' in line]
+        return sum(float(line.split()[-1]) for line in found), [line for line in lines if "/api" in line]
+
+    before, _ = counted()
+    for prefix in ("", "/api"):
+        prefixed.get(f"{prefix}/version", headers=key)
+    after, wrong = counted()
+    assert after == before + 2
+    assert not wrong
+
+
+# Conversations, as the server's flags say they are read.
+
+
+@pytest.mark.parametrize(
+    ("content_format", "template", "text"),
+    [
+        ("auto", "{{ messages[0].content }}", "the quick fox"),
+        ("string", "{{ messages[0].content }}", "the quick fox"),
+        ("openai", "{{ messages[0].content[0].text }} {{ messages[0].content[0].type }}", "the quick fox text"),
+        ("auto", "{{ word }} {{ messages[1].content }}", "hello a lazy dog"),
+    ],
+)
+def test_how_the_server_has_templates_read(servings, content_format, template, text):
+    chat = Chat(template, content_format=content_format, values={"word": "hello"})
+    asking = TestClient(make_app(servings, Settings(warm=False, chat=chat)))
+
+    def vectors(**body):
+        return asking.post("/v1/embeddings", json={"model": "chat", **body}).json()["data"]
+
+    assert vectors(messages=MESSAGES) == vectors(input=text, add_special_tokens=False)
+    if "word" in template:
+        own = vectors(messages=MESSAGES, chat_template_kwargs={"word": "search"})
+        assert own == vectors(input=text.replace("hello", "search"), add_special_tokens=False)

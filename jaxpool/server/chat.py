@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxpool.chat_templates import read_template, render_messages
+from jaxpool.chat_templates import render_messages
 from jaxpool.image_chat_templates import default_template, own_template, takes_parts, with_placeholders
 from jaxpool.prompts import Part, Shown, kind_of, parse_content, show
 from jaxpool.scoring import check_alone
@@ -26,13 +26,18 @@ class Chat:
     """How a server reads conversations.
 
     Attributes:
-        template: for all models, instead of their tokenizers' own: a text, a file, or the name of one of
+        template: for all models, instead of their tokenizers' own: a text, or the name of one of
             `image_chat_templates`; None: theirs.
         trust_requests: whether a request may bring its own.
+        content_format: "string": templates get contents as texts; "openai": as lists of parts; "auto": as lists where
+            the model sees, and the template writes pictures.
+        values: for templates, under a request's own `chat_template_kwargs`.
     """
 
     template: str | None = None
     trust_requests: bool = False
+    content_format: str = "auto"
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, serving: Serving, body: TextBody, names: Sequence[str] | None = None) -> str | Shown:
         """The prompt of a body's messages, whose pictures have been opened.
@@ -65,8 +70,9 @@ class Chat:
         if template is None:
             raise ValueError("`messages`: this model has no chat template; start the server with --chat-template")
         family = None if tower is None else serving.recipe.family.name
-        written = _written(list(parts.values()), template.text, family)
-        text = _render(template.text, messages, written, serving, body)
+        as_parts = self._as_parts(template.text, sees=family is not None)
+        written = _written(list(parts.values()), family, as_parts=as_parts)
+        text = self._write(template.text, messages, written, serving, body)
         return show(text, parts, options, where) if shows else text
 
     def adds_special_tokens(self, serving: Serving, body: TextBody) -> bool:
@@ -95,11 +101,36 @@ class Chat:
             return _Template(body.chat_template, bare=False)
         if self.template is not None:
             named = own_template(self.template)
-            return _Template(named or read_template(self.template), bare=named is not None)
+            return _Template(named or self.template, bare=named is not None)
         if own := serving.llm.engine.tokenizer.chat_template:
             return _Template(own, bare=False)
         default = default_template(serving.recipe.family.name)
         return None if default is None else _Template(default, bare=True)
+
+    def _as_parts(self, template: str, *, sees: bool) -> bool:
+        if self.content_format == "auto":
+            return sees and takes_parts(template)
+        return self.content_format == "openai"
+
+    def _write(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        contents: Sequence[Any],
+        serving: Serving,
+        body: TextBody,
+    ) -> str:
+        tokenizer = serving.llm.engine.tokenizer
+        try:
+            return render_messages(
+                template,
+                [{**message, "content": content} for message, content in zip(messages, contents, strict=True)],
+                generation_prompt=body.add_generation_prompt,
+                continue_final=body.continue_final_message,
+                values={**tokenizer.special_tokens, **self.values, **(body.chat_template_kwargs or {})},
+            )
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+            raise ValueError(f"chat_template: {error}") from error  # of what it does with these messages
 
 
 def _parts(content: Any, name: str, *, sees: bool) -> list[Part]:
@@ -110,9 +141,9 @@ def _parts(content: Any, name: str, *, sees: bool) -> list[Part]:
     return parse_content(content, name)
 
 
-def _written(contents: Sequence[Sequence[Part]], template: str, family: str | None) -> list[Any]:
+def _written(contents: Sequence[Sequence[Part]], family: str | None, *, as_parts: bool) -> list[Any]:
     """Contents as a template takes them: texts, or lists of parts; of a family that sees, or None."""
-    if family is not None and takes_parts(template):
+    if as_parts:
         return [
             [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
             for parts in contents
@@ -122,19 +153,3 @@ def _written(contents: Sequence[Sequence[Part]], template: str, family: str | No
         written.append(with_placeholders(family or "", parts, first=number, between="\n", joint="\n"))
         number += sum(not isinstance(part, str) for part in parts)
     return written
-
-
-def _render(
-    template: str, messages: Sequence[Mapping[str, Any]], contents: Sequence[Any], serving: Serving, body: TextBody
-) -> str:
-    tokenizer = serving.llm.engine.tokenizer
-    try:
-        return render_messages(
-            template,
-            [{**message, "content": content} for message, content in zip(messages, contents, strict=True)],
-            generation_prompt=body.add_generation_prompt,
-            continue_final=body.continue_final_message,
-            values={**tokenizer.special_tokens, **(body.chat_template_kwargs or {})},
-        )
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-        raise ValueError(f"chat_template: {error}") from error  # of what it does with these messages

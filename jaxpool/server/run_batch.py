@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jaxpool.server import command
+from jaxpool.server import command, flags
 from jaxpool.whole import whole_file
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-i", "--input-file", type=Path, required=True, metavar="IN", help="a .jsonl of requests")
     add("-o", "--output-file", type=Path, required=True, metavar="OUT", help="a .jsonl of answers, replaced when whole")
     add("--max-concurrent", type=int, default=256, metavar="N", help="requests at a time (default: %(default)s)")
-    command.add_arguments(parser)
+    flags.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -75,9 +75,6 @@ def run(args: argparse.Namespace) -> str:
         ValueError: arguments that do not go together, and as `LLM`.
         OSError: a file that cannot be read or written.
     """
-    models = [model for model in (args.model, *args.models) if model is not None]
-    if not models:
-        raise ValueError("run-batch: give a MODEL")
     if args.max_concurrent < 1:
         raise ValueError(f"--max-concurrent is {args.max_concurrent}, expected at least 1")
     try:
@@ -85,11 +82,10 @@ def run(args: argparse.Namespace) -> str:
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxpool[server]'") from error
     # What waits is bounded by the requests at a time: none of them shall be sent away, or be too late.
-    own = {"model": models[0], "models": models[1:], "max_queued_tokens": sys.maxsize, "request_timeout": None}
-    args = argparse.Namespace(**(vars(args) | own))
+    args = argparse.Namespace(**(vars(args) | {"max_queued_tokens": sys.maxsize, "request_timeout": None}))
     with args.input_file.open("rb") as lines, whole_file(args.output_file) as path, path.open("wb") as out:
-        settings = replace(command.settings(args), keys=(), origins=(), root_path="", warm=False)
-        app = make_app(command.load(args), settings)
+        servings, how = command.load(args)
+        app = make_app(servings, replace(how, keys=(), origins=(), root_path="", warm=False))
         counts = asyncio.run(answer_lines(app, lines, out, args.max_concurrent))
     return f"{counts.answered} answered, {counts.refused} refused, {counts.broken} broken lines -> {args.output_file}"
 
