@@ -119,6 +119,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, (summary, run, arguments) in COMMANDS.items():
         own = commands.add_parser(name, help=summary, description=summary, usage=LIKE_VLLM.get(name))
+        if name in LIKE_VLLM:
+            own.epilog = (
+                "vllm serve's other flags are taken too (docs/server.md): what would change the answer is refused."
+            )
         own.set_defaults(command=run)
         # vLLM's say it with --model too, and theirs is a revision a model.
         number = "?" if name in LIKE_VLLM else None

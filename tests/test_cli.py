@@ -597,6 +597,17 @@ def test_serve_arguments_that_are_not_understood(capsys, words, message):
     assert err.count("\n") < 4  # without a page of flags in front
 
 
+@pytest.mark.parametrize("command_", ["serve", "run-batch"])
+def test_help_lists_what_has_an_effect(capsys, command_):
+    with pytest.raises(SystemExit) as exit_:
+        run(command_, "-h")
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert "--hf-overrides" in out
+    assert "--gpu-memory-utilization" not in out
+    assert "vllm serve's other flags are taken too" in " ".join(out.split())
+
+
 def test_serve_without_a_model(capsys):
     assert run("serve", "--port", 0) == 2
     assert "give a MODEL" in capsys.readouterr().err
