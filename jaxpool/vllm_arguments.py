@@ -114,14 +114,13 @@ _TABLE: tuple[tuple[tuple[Any, ...] | None, str, str, str], ...] = (
         """,
     ),
     (NOTHING, ENGINE, SEVERAL, "logits_processors"),
-    (NOTHING, SERVER, FLAG, "allow_credentials grpc headless tokens_only"),
+    (NOTHING, SERVER, FLAG, "grpc headless tokens_only"),
     (NOTHING, SERVER, ONE, "config"),
     (NOTHING, SERVER, SEVERAL, "lora_modules prompt_adapters"),
     (("auto", "hf"), ENGINE, ONE, "config_format tokenizer_mode"),
     # All of them load the same weights.
     (("auto", "hf", "safetensors", "pt", "fastsafetensors", "runai_streamer"), ENGINE, ONE, "load_format"),
     (("auto", "vllm", "transformers"), ENGINE, ONE, "model_impl"),
-    ((["*"],), SERVER, ONE, "allowed_headers allowed_methods"),
 )  # fmt: skip
 ARGUMENTS: Mapping[str, Argument] = {
     name: Argument(may_be, whose, form) for may_be, whose, form, names in _TABLE for name in names.split()

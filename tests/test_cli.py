@@ -545,7 +545,6 @@ def test_one_warning_names_them_all(asked):
         (["--tokenizer-revision", "x"], "--tokenizer-revision is 'x'"),
         (["--tokenizer-mode", "mistral"], "--tokenizer-mode is 'mistral', expected one of ('auto', 'hf')"),
         (["--load-format", "dummy"], "--load-format is 'dummy', expected"),
-        (["--allowed-methods", '["GET"]'], "--allowed-methods is ['GET'], expected"),
         (["--config", "flags.yaml"], "--config is 'flags.yaml': it would change"),
         (["--middleware", "no.such"], "--middleware no.such: No module named 'no'"),
         (["--middleware", "json.nothing"], "--middleware json.nothing: module 'json' has no attribute 'nothing'"),

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxpool.server import fast_path
-from jaxpool.server.app import ROUTERS, Settings, make_app
+from jaxpool.server.app import ROUTERS, Pages, Settings, make_app
 from jaxpool.server.fast_path import FastPath
 from jaxpool.server.limits import Limits
 from tests.servers import tiny_servings
@@ -152,7 +152,7 @@ BODIES = [
 
 
 def test_nobody_can_tell(tmp_path, monkeypatch):
-    settings = Settings(warm=False, limits=Limits(texts=64), origins=["https://example.com"])
+    settings = Settings(warm=False, limits=Limits(texts=64), pages=Pages(["https://example.com"]))
     answers = []
     for way in ("short", "long"):
         if way == "long":

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxpool import PoolingParams
-from jaxpool.server.app import Settings, make_app
+from jaxpool.server.app import Pages, Settings, make_app
 from jaxpool.server.chat import Chat
 from jaxpool.server.limits import Limits
 from tests.servers import ARGUMENTS, load, tiny_servings, write_models
@@ -912,10 +912,11 @@ def test_no_page_may_ask_unless_it_is_said(client, servings):
     preflight = {"origin": "https://example.org", "access-control-request-method": "POST"}
     assert not [name for name in client.options("/v1/embeddings", headers=preflight).headers if "allow-origin" in name]
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=preflight).headers
-    app = make_app(servings, Settings(origins=("https://example.org",), keys=("one",), warm=False))
+    app = make_app(servings, Settings(pages=Pages(["https://example.org"], ["POST"]), keys=("one",), warm=False))
     page = TestClient(app, headers={"origin": "https://example.org"})
     allowed = page.options("/v1/embeddings", headers=preflight)
     assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+    assert page.options("/", headers={**preflight, "access-control-request-method": "GET"}).status_code == 400
     refused = page.get("/v1/models")  # what is wrong is for the page to read
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == "https://example.org"

@@ -31,6 +31,23 @@ READABLE = (REQUEST_ID, TRUNCATED, "retry-after")
 
 
 @dataclass(frozen=True)
+class Pages:
+    """Which web pages from elsewhere may ask, and how: CORS.
+
+    Attributes:
+        origins: theirs; none: no page may.
+        methods: that they may use.
+        headers: that they may send.
+        credentials: whether their cookies come along.
+    """
+
+    origins: Sequence[str] = ()
+    methods: Sequence[str] = ("*",)
+    headers: Sequence[str] = ("*",)
+    credentials: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a server behaves.
 
@@ -39,7 +56,7 @@ class Settings:
         limits: on requests, and on what waits.
         chat: how conversations are read.
         pictures: what is taken of them.
-        origins: of web pages that may ask; none: no page may.
+        pages: the web pages that may ask.
         root_path: in front of every path, behind a proxy.
         warm: whether every shape is compiled at the start.
     """
@@ -48,7 +65,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     chat: Chat = field(default_factory=Chat)
     pictures: Allowed = field(default_factory=Allowed)
-    origins: Sequence[str] = ()
+    pages: Pages = field(default_factory=Pages)
     root_path: str = ""
     warm: bool = True
 
@@ -65,8 +82,8 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
         title="jaxpool",
         version=version("jaxpool"),
         lifespan=_lifespan(servings, pictures, warm=settings.warm),
-        root_path=settings.root_path,
     )
+    app.root_path = settings.root_path
     app.state.models, app.state.chat, app.state.pictures = Models(servings), settings.chat, pictures
     for router in ROUTERS:
         app.include_router(router)
@@ -76,12 +93,13 @@ def make_app(servings: Sequence[Serving], settings: Settings) -> FastAPI:
     app.add_middleware(FastPath, routes=[route for router in ROUTERS for route in router.routes])
     paths = frozenset(app.openapi()["paths"])
     app.add_middleware(Gate, keys=settings.keys, body_bytes=settings.limits.body_bytes, paths=paths)
-    if settings.origins:  # around the gate: a page is to read its refusals too
+    if settings.pages.origins:  # around the gate: a page is to read its refusals too
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(settings.origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
+            allow_origins=settings.pages.origins,
+            allow_methods=settings.pages.methods,
+            allow_headers=settings.pages.headers,
+            allow_credentials=settings.pages.credentials,
             expose_headers=READABLE,
         )
     return app

@@ -122,7 +122,7 @@ def served_names(models: Sequence[str], given: Sequence[Sequence[str]]) -> list[
 
 def settings(args: argparse.Namespace) -> Settings:
     """`app.Settings` of the command line. Errors as `run`."""
-    from jaxpool.server.app import Settings
+    from jaxpool.server.app import Pages, Settings
     from jaxpool.server.limits import Limits
     from jaxpool.server.pictures import Allowed
 
@@ -134,6 +134,7 @@ def settings(args: argparse.Namespace) -> Settings:
             texts=args.max_client_batch_size,
             queued_tokens=args.max_queued_tokens,
             timeout=args.request_timeout,
+            batch_timeout=args.batch_timeout,
         ),
         chat=_chat(args),
         pictures=Allowed(
@@ -143,7 +144,7 @@ def settings(args: argparse.Namespace) -> Settings:
             pixels=args.max_image_pixels,
             per_prompt=_images(args.limit_mm_per_prompt),
         ),
-        origins=args.allowed_origins,
+        pages=Pages(args.allowed_origins, args.allowed_methods, args.allowed_headers, args.allow_credentials),
         root_path=args.root_path,
         warm=not args.no_warmup,
     )

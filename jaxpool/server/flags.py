@@ -120,6 +120,9 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     add("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
         help=f"of which a request has to bring one; or {' or '.join(KEY_VARIABLES)}")  # fmt: skip
     add("--allowed-origins", type=json_list, default=[], metavar="JSON", help="web pages that may ask: '[\"*\"]'")
+    for name, what in (("methods", "that they may use"), ("headers", "that they may send")):
+        add(f"--allowed-{name}", type=json_list, default=["*"], metavar="JSON", help=f"{what} (default: all)")
+    add("--allow-credentials", action=argparse.BooleanOptionalAction, default=False, help="their cookies too")
     add("--root-path", type=_prefix, default="", help="in front of every path, behind a proxy")
     add("--middleware", action="append", default=[], metavar="MODULE.NAME",
         help="an ASGI middleware's class, or a function as FastAPI's, in front of all; repeatable")  # fmt: skip
@@ -165,6 +168,8 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         help="that may wait; 429 beyond it (default: %(default)s)")  # fmt: skip
     add("--request-timeout", type=float, default=600.0, metavar="S",
         help="seconds within which a request has to begin; 504 beyond it (default: %(default)s)")  # fmt: skip
+    add("--batch-timeout", type=float, default=600.0, metavar="S",
+        help="seconds after which a batch that the device keeps is lost (default: %(default)s)")  # fmt: skip
     add("--shutdown-timeout", type=int, default=60, metavar="S",
         help="seconds that requests in flight get after SIGTERM (default: %(default)s)")  # fmt: skip
     add("--keep-alive-timeout", type=int, default=75, metavar="S",

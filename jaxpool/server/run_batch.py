@@ -78,14 +78,14 @@ def run(args: argparse.Namespace) -> str:
     if args.max_concurrent < 1:
         raise ValueError(f"--max-concurrent is {args.max_concurrent}, expected at least 1")
     try:
-        from jaxpool.server.app import make_app
+        from jaxpool.server.app import Pages, make_app
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxpool[server]'") from error
     # What waits is bounded by the requests at a time: none of them shall be sent away, or be too late.
     args = argparse.Namespace(**(vars(args) | {"max_queued_tokens": sys.maxsize, "request_timeout": None}))
     with args.input_file.open("rb") as lines, whole_file(args.output_file) as path, path.open("wb") as out:
         servings, how = command.load(args)
-        app = make_app(servings, replace(how, keys=(), origins=(), root_path="", warm=False))
+        app = make_app(servings, replace(how, keys=(), pages=Pages(), root_path="", warm=False))
         counts = asyncio.run(answer_lines(app, lines, out, args.max_concurrent))
     return f"{counts.answered} answered, {counts.refused} refused, {counts.broken} broken lines -> {args.output_file}"
 
