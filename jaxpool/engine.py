@@ -111,7 +111,7 @@ class Engine:
 
         Args:
             task: one of the recipe's.
-            requests: drawn from in the caller's thread, a few thousand ahead.
+            requests: drawn from in the caller's thread, a few thousand ahead, and more while one takes long.
             reading: how their texts are read.
             use_tqdm: a progress bar, none, or something to call instead of tqdm.
             total: how many requests there are, if that is known.

@@ -469,7 +469,7 @@ class LLM:
         """The embeddings of a stream of texts, in order, in bounded memory.
 
         Args:
-            texts: any iterable; it is drawn from in the caller's thread, a few thousand texts ahead, and up to ten
+            texts: any iterable; it is drawn from in the caller's thread, a few thousand texts ahead, and up to twelve
                 thousand while one takes long.
             prompt_name, prompt, use_tqdm, pooling_params: as in `embed_array`.
 
@@ -477,7 +477,7 @@ class LLM:
             float32 [D] a text.
 
         Raises:
-            ValueError: as `embed_array`, when the text in question is drawn (up to ten thousand before its turn).
+            ValueError: as `embed_array`, when the text in question is drawn (up to twelve thousand before its turn).
         """
         self.calls.check_one_vector("embed_stream")
         if isinstance(texts, (str, bytes, Mapping)):

@@ -145,6 +145,11 @@ class Replica:
         """Whether a shape is compiled for a task, or about to be."""
         return (task, shape) in self._executables
 
+    def has_compiled(self, task: str, shape: Shape) -> bool:
+        """Whether a shape is compiled for a task."""
+        executable = self._executables.get((task, shape))
+        return executable is not None and executable.done()
+
     def dispatch(self, task: str, shape: Shape, inputs: Inputs) -> jax.Array:
         """Starts one batch; the copy to the host starts as soon as it is computed."""
         output = self.compile(task, shape)(self._params, self.rows.upload(inputs))
@@ -160,9 +165,12 @@ class Batch(Future[np.ndarray]):
     """What becomes of a batch.
 
     Attributes:
-        seconds: that the device had it, without waiting for the one before; 0 until it is there.
+        begun: `time.monotonic()` since when nothing but this batch keeps its replica: not while it waits for the one
+            before. None until then.
+        seconds: that the device had it, without waiting for the one before and without compiling; 0 until it is there.
     """
 
+    begun: float | None = None
     seconds = 0.0
 
 
@@ -210,6 +218,7 @@ def _serve(replica: Replica, work: _WorkQueue, stats: Stats) -> None:
     def finish() -> None:
         nonlocal free
         item, output, started = running.popleft()
+        item.future.begun = time.monotonic()
         try:
             rows = replica.download(output)
             begun, free = max(started, free), time.monotonic()
@@ -232,7 +241,11 @@ def _serve(replica: Replica, work: _WorkQueue, stats: Stats) -> None:
         if not item.future.set_running_or_notify_cancel():
             continue
         try:
-            replica.compile(item.task, item.shape)  # is not the device's time
+            if not replica.has_compiled(item.task, item.shape):
+                while running:  # nobody waits for a compilation of another's
+                    finish()
+                item.future.begun = time.monotonic()
+                replica.compile(item.task, item.shape)
             started = time.monotonic()
             running.append((item, replica.dispatch(item.task, item.shape, item.inputs), started))
         except BaseException as error:  # whatever it is, somebody waits for this future

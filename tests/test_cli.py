@@ -551,7 +551,7 @@ def test_one_warning_names_them_all(asked):
         (["--middleware", "json.dumps"], "neither a class nor a coroutine function"),
         (["--model", "b", "--model", "c", "--task", "embed", "--task", "classify"], "--task is given 2 times for 3"),
         (["--model", "b/../m"], "two models are called 'm'"),
-        (["--served-model-name", "a", "--served-model-name", "b"], "--served-model-name is given 2 times for 1"),
+        (["--model", "b", *["--served-model-name", "a"] * 3], "--served-model-name is given 3 times for 2"),
         (["--chat-template", "none.jinja"], "--chat-template: chat_template is 'none.jinja': neither"),
         (["--chat-template", "{% for %}"], "--chat-template: chat_template: Expected an expression"),
         (["--ssl-keyfile", __file__], "TLS needs --ssl-certfile"),
@@ -672,6 +672,46 @@ def test_settings_of_the_command_line(tmp_path):
     assert found.root_path == "/api"
     assert found.pictures.directory is None
     assert found.pictures.per_prompt == 3
+
+
+def parsed(*words):
+    return make_parser().parse_args(spelling.as_argparse(words))
+
+
+def test_nothing_is_said_in_two_ways(monkeypatch):
+    """`--api-key "$UNSET"` asks for no key, and leaves the variable's."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    for word in ("", "None"):
+        found = parsed("serve", "m", "--api-key", word, "--host", word, "--uds", word, "--ssl-keyfile", word)
+        assert command.settings(found).keys == ["secret"]
+        assert (found.host, found.uds, found.ssl_keyfile) == ("127.0.0.1", None, None)
+        listening.check_tls(found)
+    assert command.settings(parsed("serve", "m", "--api-key", "", "own")).keys == ["own"]
+
+
+def test_of_one_model_the_last_names_count():
+    assert command.served_names(["m"], [["a"], ["b", "c"]]) == [("b", "c")]
+
+
+def test_short_flags_with_their_value():
+    found = parsed("run-batch", "m", "-iin.jsonl", "-o", "out.jsonl")
+    assert (found.input_file.name, found.output_file.name) == ("in.jsonl", "out.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ssl-cert-reqs", "2"], "TLS needs --ssl-certfile"),
+        (["--ssl-ciphers", "x"], "TLS needs --ssl-certfile"),
+        (["--ssl-certfile", "FILE", "--ssl-cert-reqs", "2"], "--ssl-cert-reqs: by --ssl-ca-certs"),
+        (["--ssl-certfile", "FILE"], "--ssl-certfile, --ssl-keyfile: no certificate with its key"),
+    ],
+)
+def test_tls_that_has_no_meaning(tmp_path, words, said):
+    (tmp_path / "FILE").write_text("no certificate")
+    words = [str(tmp_path / word) if word == "FILE" else word for word in words]
+    with pytest.raises(ValueError, match=said):
+        listening.check_tls(parsed("serve", "m", *words))
 
 
 def test_what_uvicorn_is_told(tmp_path):

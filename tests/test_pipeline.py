@@ -1,6 +1,7 @@
 """Batches that take long and batches that do not: nobody waits for another's, and what waits is bounded."""
 
 import threading
+import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -63,8 +64,8 @@ class Stub:
     def has(self, task, shape):
         return True
 
-    def compile(self, task, shape):
-        pass
+    def has_compiled(self, task, shape):
+        return True
 
     def dispatch(self, task, shape, inputs):
         return shape, inputs
@@ -91,6 +92,37 @@ def test_short_batches_go_on_while_a_long_one_runs():
     assert answered[-1] == 0
     assert sorted(answered) == list(range(count))
     runner.close()
+
+
+class Compiling(Stub):
+    """A replica of a chip, which starts a batch before the last is back, and has to compile for a long one."""
+
+    in_flight = 2
+
+    def __init__(self, gate):
+        super().__init__(gate)
+        self.seen = []
+
+    def has_compiled(self, task, shape):
+        return shape.tokens < LONG
+
+    def compile(self, task, shape):
+        self.seen.append("compiled")
+        time.sleep(0.5)
+
+    def download(self, output):
+        self.seen.append("read")
+        return answer(output[1])
+
+
+def test_nobody_waits_for_another_s_compilation():
+    replica, stats = Compiling(Gate()), Stats()
+    runner = Runner([replica], LADDER, stats)
+    tokenised = (window for _, window in windows(reversed([*sequences(3)])))
+    assert len([*execute(tokenised, runner, "embed", Alone(), 3)]) == 3
+    runner.close()
+    assert sorted(replica.seen) == ["compiled", *["read"] * (len(replica.seen) - 1)]
+    assert 0 < stats.device_seconds < 0.5, "compiling is not the device's time"
 
 
 @pytest.fixture

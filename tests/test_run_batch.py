@@ -52,6 +52,18 @@ def test_answers_stand_in_the_order_of_the_requests(model, tmp_path, capsys):
     assert "40 answered, 0 refused, 0 broken" in capsys.readouterr().out
 
 
+def test_none_is_sent_away(model, tmp_path):
+    """However many bodies wait to be read: a server would refuse some of these."""
+    text = "a dog jumps over the lazy fox " * 60
+    lines = [request(str(i), input=[text] * 10) for i in range(40)]
+    status, found = batch(tmp_path, lines, model, "--max-body-bytes", 2**15, "--max-concurrent", 40)
+    assert status == 0
+    assert {line["response"]["status_code"] for line in found} == {400}  # too long for the model, and read all the same
+    more = [request(str(i), input=[text] * 10, truncate_prompt_tokens=-1) for i in range(40)]
+    _, found = batch(tmp_path, more, model, "--max-body-bytes", 2**15, "--max-concurrent", 40)
+    assert {line["response"]["status_code"] for line in found} == {200}
+
+
 def test_a_request_keeps_its_own_id(model, tmp_path):
     _, found = batch(tmp_path, [request("a", input="hello", request_id="mine"), request("b", input="hello")], model)
     mine, other = (line["response"] for line in found)

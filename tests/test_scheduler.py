@@ -37,6 +37,7 @@ class Runner:
 
     def submit(self, task, plan, sequences):
         future = Batch()
+        future.begun = None if self.submitted.qsize() else time.monotonic()  # the next waits for this one
         self.batches.append([sequences[i] for row in plan.members.tolist() for i in row if i >= 0])
         self.submitted.put((task, plan, sequences, future))
         return future
@@ -271,6 +272,16 @@ def test_a_batch_that_hangs(runner):
     runner.run()  # it comes back after all, and nobody wants it
     until(lambda: not scheduler.hanging)
     assert outcome.empty()
+    scheduler.close()
+
+
+def test_a_batch_behind_another_does_not_hang(runner):
+    """Its time begins when nothing else keeps the replica."""
+    scheduler = Scheduler(runner, batch_timeout=0.2)
+    scheduler.submit(work(sequences(64))[0])  # two batches
+    until(lambda: len(runner.batches) == 2)
+    until(lambda: scheduler.hanging)
+    assert [batch.lost for batch in sorted(scheduler._running, key=lambda batch: batch.started)] == [True, False]
     scheduler.close()
 
 

@@ -26,8 +26,9 @@ from jaxpool.cli import main
 from jaxpool.runner import Batch
 from jaxpool.server import garbage, readers
 from jaxpool.server.app import Settings, make_app
+from jaxpool.server.errors import ApiError
 from jaxpool.server.limits import Limits
-from jaxpool.server.serving import Serving
+from jaxpool.server.serving import Serving, Wait
 from tests.tiny import tiny_bert, tiny_classifier
 
 SOON = 30
@@ -165,22 +166,25 @@ def test_a_long_body_is_not_read_before_short_ones(llm):
         gone = asyncio.get_running_loop().create_future()
         long = asyncio.create_task(serving.answer(slow, size=readers.LONG))
         behind = [
-            asyncio.create_task(serving.answer(never, size=readers.LONG, gone=gone)),
-            asyncio.create_task(serving.answer(never, size=readers.LONG, timeout=0.01)),
+            asyncio.create_task(serving.answer(never, Wait(None, gone=gone), size=readers.LONG)),
+            asyncio.create_task(serving.answer(never, Wait(0.01), size=readers.LONG)),
         ]
         short = await ask(client)
         assert not long.done()
         gone.set_result(None)
         await asyncio.sleep(0.02)
+        left = asyncio.get_running_loop().create_future()
+        left.set_result(None)
+        with pytest.raises(ApiError, match="the client has gone"):
+            await serving.read(lambda: made.append("read"), Wait(None, gone=left), 0)
         counted = await client.post("/tokenize", json={"prompt": TEXTS[0]})
-        refused = await client.post(
-            "/detokenize", json={"tokens": [1] * 6000}
-        )  # beside three long ones there is room for less than that
+        # Beside three long ones there is room for less than that.
+        refused = await client.post("/detokenize", json={"tokens": [1] * 6000})
         let_go.set()
         await long
         return short, counted, refused, await asyncio.gather(*behind, return_exceptions=True), made
 
-    short, counted, refused, behind, made = asking(llm, Limits(body_bytes=26_000), scenario)
+    short, counted, refused, behind, made = asking(llm, Limits(body_bytes=26_000, queued_tokens=1000), scenario)
     assert short.status_code == counted.status_code == 200
     assert refused.status_code == 429
     assert [error.status_code for error in behind] == [499, 504]
@@ -211,7 +215,7 @@ def test_who_has_gone_is_dropped(llm, monkeypatch):
         gate = Held(serving, monkeypatch)
         call = serving.calls.encode([f"{i}" for i in range(2000)])
         gone = asyncio.get_running_loop().create_future()
-        asked = asyncio.create_task(serving.answer(lambda: call, gone=gone))
+        asked = asyncio.create_task(serving.answer(lambda: call, Wait(None, gone=gone)))
         await held(gate)
         gone.set_result(None)
         with pytest.raises(Exception, match="the client has gone"):
@@ -253,6 +257,7 @@ def test_a_hanging_device(llm, monkeypatch):
     async def scenario(client, serving):
         runner = serving.llm.engine.runner
         real, hung = runner.submit, Batch()
+        hung.begun = time.monotonic()
         monkeypatch.setattr(runner, "submit", lambda *_: hung)
         failed = await ask(client)
         unhealthy = await client.get("/health")

@@ -156,7 +156,7 @@ def test_predict_of_several_and_of_pairs(client, llms):
     assert alone["score"] == pytest.approx(pair.outputs.score, abs=2e-5)
 
 
-@pytest.mark.parametrize("inputs", [[], TEXTS, [TEXTS], [[]], 5, [["a"], "b"]])
+@pytest.mark.parametrize("inputs", [TEXTS, [TEXTS], [[]], 5, [["a"], "b"]])
 def test_predict_refuses_what_is_neither(client, inputs):
     assert "inputs" in refused(client, "/predict", model="classes", inputs=inputs)
 
@@ -284,6 +284,8 @@ def test_what_a_model_cannot_do_is_said_in_vllms_words(client, model, path, body
     [
         ("/embed", {"inputs": []}, 400, "Empty"),
         ("/rerank", {"model": "ranker", "query": "a", "texts": []}, 400, "Empty"),
+        ("/predict", {"model": "classes", "inputs": []}, 400, "Empty"),
+        ("/", {"model": "classes", "inputs": []}, 400, "Empty"),
         ("/embed", {"inputs": ["a"] * 9}, 422, "Validation"),
         ("/embed_all", {"inputs": ["a"] * 9}, 422, "Validation"),
         ("/predict", {"model": "classes", "inputs": [["a"]] * 9}, 422, "Validation"),

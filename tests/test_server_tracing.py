@@ -105,7 +105,8 @@ def test_probes_behind_a_proxy_have_none(prefix):
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    app, exporter, provider = FastAPI(root_path="/api"), InMemorySpanExporter(), TracerProvider()
+    app, exporter, provider = FastAPI(), InMemorySpanExporter(), TracerProvider()
+    app.root_path = "/api"
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     app.add_middleware(tracing.Tracing, provider=provider)
     client = TestClient(app)

@@ -114,6 +114,8 @@ def served_names(models: Sequence[str], given: Sequence[Sequence[str]]) -> list[
     """
     from jaxpool.server.registry import check_names, default_name
 
+    if len(models) == 1:
+        given = given[-1:]  # as argparse, and so vLLM, has it
     if len(given) > len(models):
         raise ValueError(f"--served-model-name is given {len(given)} times for {len(models)} models")
     unsaid = [(default_name(model),) for model in models[len(given) :]]
@@ -126,9 +128,10 @@ def settings(args: argparse.Namespace) -> Settings:
     from jaxpool.server.limits import Limits
     from jaxpool.server.pictures import Allowed
 
-    from_variables = [os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)]
+    # One that is empty is none: `--api-key "$UNSET"`.
+    given, from_variables = filter(None, args.api_key), filter(None, map(os.environ.get, KEY_VARIABLES))
     return Settings(
-        keys=args.api_key or from_variables,
+        keys=[*given] or [*from_variables],
         limits=Limits(
             body_bytes=args.max_body_bytes,
             texts=args.max_client_batch_size,

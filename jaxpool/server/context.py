@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from jaxpool.server.paths import within
 from jaxpool.server.pictures import Content, Pictures
 from jaxpool.server.protocol import Body, TextBody
 from jaxpool.server.registry import Models
-from jaxpool.server.serving import Answer, Serving
+from jaxpool.server.serving import Answer, Serving, Wait
 
 
 class Naming(Protocol):
@@ -119,16 +119,8 @@ async def compute(
         ApiError: as `Serving.answer`.
         ValueError: as `make`.
     """
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        timeout, size = _timeout(request, serving), body_bytes(request)
-        answers = await serving.answer(
-            make, priority=body.priority, timeout=timeout, gone=gone, inputs=inputs, size=size
-        )
-    finally:
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
+    async with _waiting(request, serving, body.priority) as wait:
+        answers = await serving.answer(make, wait, inputs=inputs, size=_body_bytes(request))
     endpoint = within(request.scope)
     tokens = request.state.tokens = sum(answer.tokens for answer in answers)
     metrics.request_tokens.labels(serving.name, endpoint).observe(tokens)
@@ -136,7 +128,7 @@ async def compute(
     return answers
 
 
-def body_bytes(request: Request) -> int:
+def _body_bytes(request: Request) -> int:
     """Bytes of a request's body, as the gate has counted them."""
     return int(getattr(request.state, "body_bytes", 0))
 
@@ -147,9 +139,23 @@ def in_reader(endpoint: Callable[[Request, B], Response]) -> Callable[[Request, 
     @wraps(endpoint)
     async def read(request: Request, body: B) -> Response:
         serving = find_model(request, body.model)
-        return await serving.read(partial(endpoint, request, body), body_bytes(request))
+        async with _waiting(request, serving) as wait:
+            return await serving.read(partial(endpoint, request, body), wait, _body_bytes(request))
 
     return read
+
+
+@asynccontextmanager
+async def _waiting(request: Request, serving: Serving, priority: int = 0) -> AsyncIterator[Wait]:
+    """How a request waits, as long as its client does. Raises ApiError 400."""
+    timeout = _timeout(request, serving)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        yield Wait(timeout, priority, gone)
+    finally:
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
 
 
 def _timeout(request: Request, serving: Serving) -> float | None:

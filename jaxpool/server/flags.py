@@ -12,8 +12,8 @@ from jaxpool.server.spelling import (
     counts,
     json_list,
     json_object,
+    json_or_text,
     text_or_none,
-    told,
     whole_number,
     whole_number_or_auto,
 )
@@ -65,10 +65,11 @@ _SHORT = {
 # What argparse is told of each form of vLLM's that is passed over.
 _FORMS: Mapping[str, dict[str, Any]] = {
     FLAG: {"action": argparse.BooleanOptionalAction},
-    ONE: {"type": told},
-    SEVERAL: {"type": told, "nargs": "*"},
+    ONE: {"type": json_or_text},
+    SEVERAL: {"type": json_or_text, "nargs": "*"},
 }
 UVICORN_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+LOCAL = "127.0.0.1"
 KEY_VARIABLES = ("JAXPOOL_API_KEY", "VLLM_API_KEY")
 
 
@@ -114,10 +115,10 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     add("--served-model-name", nargs="+", action="append", default=[], metavar="NAME",
         help="what clients call a model; several names are one model's, given again the next one's")  # fmt: skip
     add("--trust-remote-code", action=argparse.BooleanOptionalAction, default=False, help="as LLM's: of no effect")
-    add("--host", default="127.0.0.1", help="0.0.0.0 to be reached from elsewhere (default: %(default)s)")
+    add("--host", type=_host, default=LOCAL, help="0.0.0.0 to be reached from elsewhere (default: %(default)s)")
     add("--port", type=_port, default=8000, help="0: any that is free (default: %(default)s)")
-    add("--uds", metavar="PATH", help="a Unix socket instead of host and port")
-    add("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
+    add("--uds", type=text_or_none, metavar="PATH", help="a Unix socket instead of host and port")
+    add("--api-key", type=text_or_none, nargs="+", action="extend", default=[], metavar="KEY",
         help=f"of which a request has to bring one; or {' or '.join(KEY_VARIABLES)}")  # fmt: skip
     add("--allowed-origins", type=json_list, default=[], metavar="JSON", help="web pages that may ask: '[\"*\"]'")
     for name, what in (("methods", "that they may use"), ("headers", "that they may send")):
@@ -136,7 +137,7 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         add(f"--ssl-{name}", type=_file, metavar="FILE", help="of TLS")
     add("--ssl-cert-reqs", type=int, choices=(0, 1, 2), default=0,
         help="whether clients need a certificate: no, may, must (default: %(default)s)")  # fmt: skip
-    add("--ssl-ciphers", metavar="LIST", help="OpenSSL's list, for TLS 1.2 and below")
+    add("--ssl-ciphers", type=text_or_none, metavar="LIST", help="OpenSSL's list, for TLS 1.2 and below")
     add("--uvicorn-log-level", choices=UVICORN_LEVELS, help="of the HTTP server's own log (default: --log-level)")
     add("--disable-uvicorn-access-log", action=argparse.BooleanOptionalAction, default=False,
         help="no line a request, which level info has")  # fmt: skip
@@ -175,8 +176,17 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     add("--keep-alive-timeout", type=int, default=75, metavar="S",
         help="seconds that an idle connection stays open (default: %(default)s)")  # fmt: skip
     add("--no-warmup", action="store_true", help="compile shapes when they are first needed")
-    add("--otlp-traces-endpoint", metavar="URL", help="of an OpenTelemetry collector: http://host:4318/v1/traces")
+    add(
+        "--otlp-traces-endpoint",
+        type=text_or_none,
+        metavar="URL",
+        help="of an OpenTelemetry collector: http://host:4318/v1/traces",
+    )
     add("--compile-cache", nargs="?", const=True, default=False, metavar="DIR", help="keep compiled programs")
+
+
+def _host(text: str) -> str:
+    return text_or_none(text) or LOCAL
 
 
 def _port(text: str) -> int:
@@ -190,11 +200,13 @@ def _prefix(text: str) -> str:
     return f"/{path}" if path else ""
 
 
-def _file(text: str) -> str:
+def _file(text: str) -> str | None:
+    if text_or_none(text) is None:
+        return None
     if not os.access(text, os.R_OK) or not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is no file that can be read")
     return text
 
 
 def _directory(text: str) -> Path | None:
-    return Path(text) if text else None
+    return None if text_or_none(text) is None else Path(text)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from jaxpool.server.errors import ApiError
 
-# Bodies as large as may be that wait to be read, together.
-BODIES = 8
+# What waits to be read, together: so many bodies as large as may be, and at least what the queue could hold.
+BODIES, BYTES_A_TOKEN = 8, 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Limits:
 
     def check_bodies(self, unread: int, size: int) -> None:
         """Raises ApiError 429 if a body of `size` bytes is too much beside `unread` bytes that wait to be read."""
-        if unread and unread + size > BODIES * self.body_bytes:
+        if unread and unread + size > max(BODIES * self.body_bytes, BYTES_A_TOKEN * self.queued_tokens):
             raise ApiError(429, f"{unread} bytes of requests wait to be read", headers={"Retry-After": "1"})
 
     def large(self, tokens: int) -> bool:

@@ -6,7 +6,7 @@ import argparse
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,33 @@ class Server(uvicorn.Server):
 
 
 def check_tls(args: argparse.Namespace) -> None:
-    """Raises ValueError where certificate and key are none, or not one another's."""
+    """Raises ValueError where certificate and key are none or not one another's, or the others have no meaning."""
     if not args.ssl_certfile:
-        if args.ssl_keyfile or args.ssl_ca_certs:
+        if args.ssl_keyfile or args.ssl_ca_certs or args.ssl_ciphers or args.ssl_cert_reqs:
             raise ValueError("TLS needs --ssl-certfile, and --ssl-keyfile unless the key is in the same file")
         return
+    if args.ssl_cert_reqs and not args.ssl_ca_certs:
+        raise ValueError("--ssl-cert-reqs: by --ssl-ca-certs clients' certificates are known, and there are none")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
-        if args.ssl_ca_certs:
-            context.load_verify_locations(args.ssl_ca_certs)
-        if args.ssl_ciphers:
-            context.set_ciphers(args.ssl_ciphers)
-    except ssl.SSLError as error:
-        raise ValueError(f"--ssl-certfile, --ssl-keyfile: no certificate with its key: {error}") from None
+    steps: list[tuple[str, bool, Callable[[], Any]]] = [
+        (
+            "--ssl-certfile, --ssl-keyfile: no certificate with its key",
+            True,
+            lambda: context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile),
+        ),
+        (
+            "--ssl-ca-certs: no certificates",
+            bool(args.ssl_ca_certs),
+            lambda: context.load_verify_locations(args.ssl_ca_certs),
+        ),
+        ("--ssl-ciphers", bool(args.ssl_ciphers), lambda: context.set_ciphers(args.ssl_ciphers)),
+    ]
+    for what, asked, step in steps:
+        try:
+            if asked:
+                step()
+        except ssl.SSLError as error:
+            raise ValueError(f"{what}: {error}") from None
 
 
 @contextmanager

@@ -40,12 +40,12 @@ class Readers:
         self._limits.check_bodies(self._unread, size)
         self._unread += size
         try:
-            return await self.run(work, size)
+            return await self.read_on(work, size)
         finally:
             self._unread -= size
 
-    async def run(self, work: Callable[[], T], size: int) -> T:
-        """As `read`, for a request that has been let in."""
+    async def read_on(self, work: Callable[[], T], size: int) -> T:
+        """As `read`, for a request that has been let in before."""
         lane = self._lanes["long" if size >= LONG else "short"]
         return await asyncio.get_running_loop().run_in_executor(lane, work)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 import uuid
 from collections import deque
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace) -> str:
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'jaxpool[server]'") from error
     # What waits is bounded by the requests at a time: none of them shall be sent away, or be too late.
-    args = argparse.Namespace(**(vars(args) | {"max_queued_tokens": sys.maxsize, "request_timeout": None}))
+    lifted = {"max_queued_tokens": sys.maxsize, "request_timeout": None, "batch_timeout": math.inf}
+    args = argparse.Namespace(**(vars(args) | lifted))
     with args.input_file.open("rb") as lines, whole_file(args.output_file) as path, path.open("wb") as out:
         servings, how = command.load(args)
         app = make_app(servings, replace(how, keys=(), pages=Pages(), root_path="", warm=False))

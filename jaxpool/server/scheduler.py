@@ -77,11 +77,17 @@ Candidate = tuple[Work, Sequence]
 
 @dataclass(eq=False)
 class _Running:
-    """A batch on the device: who is in it, and since when."""
+    """A batch that was given to the runner: who is in it, since when, and whether it hangs."""
 
     works: list[Work]
     started: float = field(default_factory=time.monotonic)
+    future: Batch | None = None
     lost: bool = False
+
+    def kept(self, now: float) -> float:
+        """Seconds that its replica has had it, without waiting for others."""
+        begun = None if self.future is None else self.future.begun
+        return 0.0 if begun is None else now - begun
 
 
 class Scheduler:
@@ -232,9 +238,9 @@ class Scheduler:
                 self._forget(work)
                 work.end(DeadlineError())
         for batch in self._running:
-            if not batch.lost and now - batch.started > self._batch_timeout:
+            if not batch.lost and batch.kept(now) > self._batch_timeout:
                 batch.lost = True
-                logger.error("a batch has not come back from the device for %.0f s", now - batch.started)
+                logger.error("a batch has not come back from the device for %.0f s", batch.kept(now))
                 for work in batch.works:
                     self._forget(work)
                     work.end(DeviceError())
@@ -334,6 +340,7 @@ class Scheduler:
         except Exception as error:
             future = Batch()
             future.set_exception(error)
+        running.future = future
         future.add_done_callback(lambda _: self._finish(task, batch, candidates, future, running))
 
     def _finish(self, task: str, batch: Plan, candidates: list[Candidate], future: Batch, running: _Running) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,13 +46,18 @@ class Answer:
     truncated: bool
 
 
-@dataclass(frozen=True)
-class _Wait:
-    """How a request waits: before whom, until when, and for whom."""
+class Wait:
+    """How a request waits.
 
-    priority: int
-    deadline: float | None
-    gone: asyncio.Future[Any] | None
+    Args:
+        timeout: seconds from now within which it has to begin; None: any time.
+        priority: lower ones first.
+        gone: done when nobody waits for the answer any more.
+    """
+
+    def __init__(self, timeout: float | None, priority: int = 0, gone: asyncio.Future[Any] | None = None) -> None:
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.priority, self.gone = priority, gone
 
     def check(self) -> None:
         """Raises ApiError 499 or 504 if nobody waits for the answer any more, or it is too late."""
@@ -83,9 +88,9 @@ class Serving:
 
     Attributes:
         calls: makes its calls.
-        load: requests in work, from their arrival to their answer.
+        load: requests in work, from when their pictures are there to their answer.
         ready: whether every shape of every task that it answers is compiled.
-        cold: why it will not get ready, or None.
+        cold: why it will not get ready, or "".
         readers: the threads that read its requests.
     """
 
@@ -136,10 +141,8 @@ class Serving:
     async def answer(
         self,
         make: Callable[[], Call],
+        wait: Wait | None = None,
         *,
-        priority: int = 0,
-        timeout: float | None = None,
-        gone: asyncio.Future[Any] | None = None,
         inputs: int | None = None,
         size: int = 0,
     ) -> list[Answer]:
@@ -147,9 +150,7 @@ class Serving:
 
         Args:
             make: the call, made in another thread: templates and long lists take their time.
-            priority: lower ones first.
-            timeout: seconds within which it has to begin; None: the server's own.
-            gone: done when nobody waits for the answer any more.
+            wait: how it waits; None: first come, first served, and as long as the server allows.
             inputs: how many the client gave, where the call has a request for each text of a pair.
             size: bytes of the request's body.
 
@@ -159,21 +160,28 @@ class Serving:
         """
         self.load += 1
         try:
-            allowed = self.limits.timeout if timeout is None else timeout
-            wait = _Wait(priority, None if allowed is None else time.monotonic() + allowed, gone)
-            return await self._answer(make, wait, inputs, size)
+            return await self._answer(make, wait or Wait(self.limits.timeout), inputs, size)
         finally:
             self.load -= 1
 
-    async def read(self, work: Callable[[], T], size: int) -> T:
-        """What `work` makes of a request with a body of `size` bytes that needs no device. Errors as `Readers.read`."""
+    async def read(self, work: Callable[[], T], wait: Wait, size: int) -> T:
+        """What `work` makes of a request with a body of `size` bytes that needs no device.
+
+        Raises:
+            ApiError: 429 too much waits to be read, 504 too late, 499 nobody waits any more.
+        """
+
+        def begin() -> T:
+            wait.check()
+            return work()
+
         self.load += 1
         try:
-            return await self.readers.read(work, size)
+            return await self.readers.read(begin, size)
         finally:
             self.load -= 1
 
-    async def _answer(self, make: Callable[[], Call], wait: _Wait, inputs: int | None, size: int) -> list[Answer]:
+    async def _answer(self, make: Callable[[], Call], wait: Wait, inputs: int | None, size: int) -> list[Answer]:
         self._check_queue(0)
         call, sequences = await self.readers.read(partial(self._read, make, wait, inputs), size)
         if not sequences:
@@ -185,8 +193,8 @@ class Serving:
         if found:
             seen = await run(IMAGE, found, wait)
             place = partial(show, sequences, seen, self.recipe.config.image_token)
-            sequences = await self.readers.run(place, size)
-            wait = replace(wait, deadline=None)  # it has begun in time
+            sequences = await self.readers.read_on(place, size)
+            wait.deadline = None  # it has begun in time
             del found, seen, place  # pixels
         programs: dict[str, list[Sequence]] = {}
         for sequence in sequences:
@@ -201,7 +209,7 @@ class Serving:
         waiting = self._scheduler
         self.limits.check_queue(waiting.queued_tokens, waiting.large_tokens, tokens, self._rate * self._replicas)
 
-    def _read(self, make: Callable[[], Call], wait: _Wait, inputs: int | None) -> tuple[Call, list[Sequence]]:
+    def _read(self, make: Callable[[], Call], wait: Wait, inputs: int | None) -> tuple[Call, list[Sequence]]:
         """A call and its sequences, unless nobody waits for them any more. Errors as `answer`."""
         wait.check()
         call = make()
@@ -212,7 +220,7 @@ class Serving:
         self,
         program: str,
         sequences: list[Sequence],
-        wait: _Wait,
+        wait: Wait,
         *,
         large: bool,
     ) -> Answers:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from jaxpool.vllm_arguments import ARGUMENTS, FLAG
 
 Kind = TypeVar("Kind")
-_DOTTED = re.compile(r"(--?[A-Za-z][\w-]*)\.(.+)")
+# Of short flags those that take an object: -iin.jsonl is none.
+_DOTTED = re.compile(r"(--[A-Za-z][\w-]*|-[acs]c)\.(.+)")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
 # Behind a flag, as older versions write it: --enable-chunked-prefill False.
 _TRUTH = {"true": "--", "false": "--no-"}
@@ -44,7 +45,7 @@ def as_argparse(argv: Sequence[str]) -> list[str]:
     return [*found, *_objects(objects)]
 
 
-def told(text: str) -> Any:
+def json_or_text(text: str) -> Any:
     """A value of any kind: JSON, or a text."""
     try:
         return json.loads(text)
@@ -126,7 +127,7 @@ def _is_flag(name: str) -> bool:
 def _nested(keys: Sequence[str], text: str) -> dict[str, Any]:
     """`a.b` and 1 → {"a": {"b": 1}}; `a+` and "x,y" → {"a": ["x", "y"]}."""
     last = keys[-1].removesuffix("+")
-    value: Any = told(text) if last == keys[-1] else [told(part) for part in text.split(",")]
+    value: Any = json_or_text(text) if last == keys[-1] else [json_or_text(part) for part in text.split(",")]
     for key in (last, *reversed(keys[:-1])):
         value = {key: value}
     return value

@@ -92,7 +92,9 @@ class PredictBody(Cutting, TeiBody):
     @field_validator("inputs")
     @classmethod
     def _texts_or_pairs(cls, inputs: Sequences) -> Sequences:
-        batch = inputs if isinstance(inputs, list) and inputs and isinstance(inputs[0], list) else [inputs]
+        if inputs == []:
+            return inputs  # said as for every list of texts
+        batch = inputs if isinstance(inputs, list) and isinstance(inputs[0], list) else [inputs]
         if wrong := [len(given) for given in batch if isinstance(given, list) and len(given) not in (1, 2)]:
             raise ValueError(
                 f"expected a text, [text], [text, text], or a list of such lists; got a list of {wrong[0]} texts"

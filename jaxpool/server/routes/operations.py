@@ -57,7 +57,7 @@ async def version_(request: Request) -> dict[str, str]:
 
 @router.get("/load")
 async def load(request: Request) -> dict[str, int]:
-    """Requests in work, from their arrival to their answer, over all models: vLLM's."""
+    """Requests in work, over all models: vLLM's."""
     return {"server_load": sum(serving.load for serving in _models(request))}
 
 
