@@ -134,8 +134,8 @@ class Bench:
         """sentence-transformers' float32 vectors of each sample's first texts, kept in the cache."""
         folder = self.options.cache / "references"
         folder.mkdir(parents=True, exist_ok=True)
-        # The texts are the standard library's: of another Python's, other vectors.
-        marks = {sample.length: crc32("\n".join(sample.texts[:FEWEST]).encode()) for sample in samples}
+        # The texts are the standard library's: of another Python's, other vectors. And `--texts` may leave but a few.
+        marks = {sample.length: crc32("\n".join(sample.texts[:REFERENCE_TEXTS]).encode()) for sample in samples}
         files = {length: folder / f"{model}-{length}-{mark:08x}.npy" for length, mark in marks.items()}
         missing = [sample for sample in samples if not files[sample.length].exists()]
         with ExitStack() as stack:
