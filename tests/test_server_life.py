@@ -306,6 +306,26 @@ def test_the_device_s_time_is_counted(llm):
     assert float(told) >= seconds > 0
 
 
+def test_a_request_leaves_no_cycles(llm):
+    """The garbage collector runs seldom: what waits for it would pile up."""
+
+    async def scenario(client, serving):
+        async def ask_some():
+            for _ in range(100):
+                await serving.answer(lambda: serving.calls.encode(["a stitch"]), Wait(60.0))
+
+        await ask_some()
+        gc.collect()
+        gc.disable()
+        try:
+            await ask_some()
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert asking(llm, Limits(), scenario) < 100
+
+
 def test_large_requests(llm):
     async def scenario(client, serving):
         many = await ask(client, ["x"] * 11)

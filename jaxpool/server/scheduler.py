@@ -86,7 +86,8 @@ class _Running:
 
     def kept(self, now: float) -> float:
         """Seconds that its replica has had it, without waiting for others."""
-        begun = None if self.future is None else self.future.begun
+        future = self.future  # which another thread takes away
+        begun = None if future is None else future.begun
         return 0.0 if begun is None else now - begun
 
 
@@ -341,11 +342,14 @@ class Scheduler:
             future = Batch()
             future.set_exception(error)
         running.future = future
-        future.add_done_callback(lambda _: self._finish(task, batch, candidates, future, running))
+        future.add_done_callback(lambda _: self._finish(task, batch, candidates, running))
 
-    def _finish(self, task: str, batch: Plan, candidates: list[Candidate], future: Batch, running: _Running) -> None:
+    def _finish(self, task: str, batch: Plan, candidates: list[Candidate], running: _Running) -> None:
         """In the replica's thread: hands out rows, and makes room for the next batch before that."""
         members = batch.numbers
+        # Its callback holds what holds it: left so, all of it would wait for the collector, which runs seldom.
+        future, running.future = running.future, None
+        assert future is not None
         error = RuntimeError("cancelled") if future.cancelled() else future.exception()
         failed = [] if error is None else running.works
         with self._changed:
