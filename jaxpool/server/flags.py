@@ -68,6 +68,12 @@ _FORMS: Mapping[str, dict[str, Any]] = {
     ONE: {"type": json_or_text},
     SEVERAL: {"type": json_or_text, "nargs": "*"},
 }
+_SECONDS = (
+    ("--request-timeout", float, 600.0, "within which a request has to begin; 504 beyond it"),
+    ("--batch-timeout", float, 600.0, "after which a batch that the device keeps is lost"),
+    ("--shutdown-timeout", int, 60, "that requests in flight get after SIGTERM"),
+    ("--keep-alive-timeout", int, 75, "that an idle connection stays open"),
+)
 UVICORN_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 LOCAL = "127.0.0.1"
 KEY_VARIABLES = ("JAXPOOL_API_KEY", "VLLM_API_KEY")
@@ -167,14 +173,8 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         help="inputs of a request; 413 beyond it (default: %(default)s)")  # fmt: skip
     add("--max-queued-tokens", type=int, default=1_000_000, metavar="N",
         help="that may wait; 429 beyond it (default: %(default)s)")  # fmt: skip
-    add("--request-timeout", type=float, default=600.0, metavar="S",
-        help="seconds within which a request has to begin; 504 beyond it (default: %(default)s)")  # fmt: skip
-    add("--batch-timeout", type=float, default=600.0, metavar="S",
-        help="seconds after which a batch that the device keeps is lost (default: %(default)s)")  # fmt: skip
-    add("--shutdown-timeout", type=int, default=60, metavar="S",
-        help="seconds that requests in flight get after SIGTERM (default: %(default)s)")  # fmt: skip
-    add("--keep-alive-timeout", type=int, default=75, metavar="S",
-        help="seconds that an idle connection stays open (default: %(default)s)")  # fmt: skip
+    for name, kind, default, what in _SECONDS:
+        add(name, type=kind, default=default, metavar="S", help=f"seconds {what} (default: %(default)s)")
     add("--no-warmup", action="store_true", help="compile shapes when they are first needed")
     add(
         "--otlp-traces-endpoint",

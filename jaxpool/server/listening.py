@@ -51,23 +51,19 @@ def check_tls(args: argparse.Namespace) -> None:
     if args.ssl_cert_reqs and not args.ssl_ca_certs:
         raise ValueError("--ssl-cert-reqs: by --ssl-ca-certs clients' certificates are known, and there are none")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    steps: list[tuple[str, bool, Callable[[], Any]]] = [
+    steps: list[tuple[str, str | None, Callable[[str], Any]]] = [
         (
             "--ssl-certfile, --ssl-keyfile: no certificate with its key",
-            True,
-            lambda: context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile),
+            args.ssl_certfile,
+            lambda file: context.load_cert_chain(file, args.ssl_keyfile),
         ),
-        (
-            "--ssl-ca-certs: no certificates",
-            bool(args.ssl_ca_certs),
-            lambda: context.load_verify_locations(args.ssl_ca_certs),
-        ),
-        ("--ssl-ciphers", bool(args.ssl_ciphers), lambda: context.set_ciphers(args.ssl_ciphers)),
+        ("--ssl-ca-certs: no certificates", args.ssl_ca_certs, context.load_verify_locations),
+        ("--ssl-ciphers", args.ssl_ciphers, context.set_ciphers),
     ]
-    for what, asked, step in steps:
+    for what, given, take in steps:
         try:
-            if asked:
-                step()
+            if given:
+                take(given)
         except ssl.SSLError as error:
             raise ValueError(f"{what}: {error}") from None
 
