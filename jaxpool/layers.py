@@ -18,13 +18,19 @@ from jaxpool.equations import in_kernel_order
 from jaxpool.packing import PackedArray
 from jaxpool.params import Tree
 from jaxpool.quantization import QuantArray, round_rows
-from jaxpool.sharding import constrain
+from jaxpool.sharding import constrain, platform
 
 Array = jax.Array
 
 
-def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) -> Array:
-    """`jnp.einsum` in the compute dtype (default: that of `y`, the weights) with a float32 result.
+def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None, *, result: Any = jnp.float32) -> Array:
+    """`jnp.einsum` in the compute dtype (default: that of `y`, the weights), sums and result in float32.
+
+    Args:
+        equation: of two operands.
+        x, y: the operands; y may be a kernel in 8 bits.
+        dtype: the compute dtype.
+        result: a dtype that sums are rounded to at once, if it is not float32.
 
     A kernel quantised with activations computes by itself; one that is for memory is widened to `x`'s dtype.
 
@@ -41,7 +47,7 @@ def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None) ->
         in_kernel_order(equation),
         x.astype(dtype),
         y.astype(dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=result,
         precision=precision,
     )
 
@@ -69,7 +75,29 @@ def dense(
     kernel, bias = params["kernel"], params.get("bias")
     if _is_packed(kernel):
         return _packed_dense(x, kernel, bias, activation, times, add, dtype)
-    return finish(einsum(equation, x, kernel), bias, activation, times, add, dtype)
+    if not isinstance(kernel, QuantArray) and _sums_are_rounded(kernel.dtype):
+        y, bias = _rounded_product(equation, x, kernel, bias).astype(jnp.float32), None
+    else:
+        y = einsum(equation, x, kernel)
+    return finish(y, bias, activation, times, add, dtype)
+
+
+def _sums_are_rounded(dtype: Any) -> bool:
+    """Whether sums of a product in 16 bits are rounded before anything follows.
+
+    On GPUs products are calls of a library. A result in float32 would be written out, twice as large, for another
+    kernel to read it and round it (docs/gpu.md); it is what torch does there, too.
+    """
+    return platform() == "gpu" and dtype != jnp.float32
+
+
+def _rounded_product(equation: str, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """x · kernel + bias in the kernel's dtype, as the one call that XLA knows: its bias has one dimension."""
+    y = einsum(equation, x, kernel, result=kernel.dtype)
+    if bias is None:
+        return y
+    flat = y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
+    return (flat + bias.astype(y.dtype).reshape(-1)).reshape(y.shape)
 
 
 def finish(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxpool.attention import blocked
+from jaxpool.attention import blocked, flash
 from jaxpool.batching import CHIP_SMALL_COST, CPU_SMALL_COST, MIN_TOKENS, Ladder, Shape, make_ladder
 from jaxpool.log import logger
 from jaxpool.params import ParamSpec, count
@@ -123,9 +123,10 @@ def _own_bytes(spec: ParamSpec, dtype: Any, mesh: Any, fsdp: bool) -> int:
 
 def activation_bytes(recipe: Recipe, dtype: Any, tokens: int, row: int, shards: int, platform: str) -> int:
     """An estimate for `tokens` in rows of `row`, on one of the `shards` devices that share a layer."""
-    # TPUs keep the scores in the chip's vector memory; elsewhere those of a layer (or of a block of its queries) and
-    # their softmax are written out in float32.
-    queries = 0 if platform == "tpu" else row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
+    # TPUs, and GPUs in 16 bits, keep the scores in the chip's own memory; elsewhere those of a layer (or of a block of
+    # its queries) and their softmax are written out in float32.
+    kept = platform == "tpu" or (platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and row >= flash.QUERIES)
+    queries = 0 if kept else row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
     scores = 2 * 4 * getattr(recipe.config, "num_heads", 1) * queries
     # The residual stream is whole on each device that shares a layer; the rest is split.
     whole = 4 * RESIDUALS * getattr(recipe.config, "hidden_size", 0)

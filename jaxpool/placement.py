@@ -45,8 +45,8 @@ Progress = Callable[[int], Any]
 def keeps_stacks(recipe: Recipe, mesh: Mesh) -> bool:
     """Whether a program takes its layers stacked: compiled once for all, unless it would copy them on every call.
 
-    XLA copies whole stacks on TPU7x and, on other TPUs too, where kinds of layer alternate (docs/tpu.md); on CPUs it
-    copies each layer out of its stack, and programs of few layers compile nearly as fast without.
+    XLA copies whole stacks on TPU7x and, on other TPUs too, where kinds of layer alternate (docs/tpu.md); on GPUs and
+    CPUs it copies each layer out of its stack, and on CPUs programs of few layers compile nearly as fast without.
     """
     device, depth = mesh.devices.flat[0], stacked_depth(param_specs(recipe)["backbone"])
     if depth == 0:
@@ -54,7 +54,7 @@ def keeps_stacks(recipe: Recipe, mesh: Mesh) -> bool:
     if device.platform == "cpu":
         return depth > (DEEP_OF_KERNELS if mesh.size == 1 and native.exist() else DEEP)
     alternating = len(getattr(recipe.config, "pattern", ())) > 1
-    return not (device.device_kind.startswith(COPIES_STACKS) or (device.platform == "tpu" and alternating))
+    return device.platform == "tpu" and not (device.device_kind.startswith(COPIES_STACKS) or alternating)
 
 
 def load_to_mesh(

@@ -31,6 +31,11 @@ from jaxpool.sharding import split_sequences
 # copy to hide, and a second batch would be better off on another core.
 _IN_FLIGHT = {"cpu": 1}
 _IN_FLIGHT_ON_CHIPS = 2
+# What XLA is told where its own choices move more memory than the program says (docs/gpu.md): keeping float32 where
+# values are rounded to bfloat16, and one product for queries, keys and values, whose biases it adds apart then.
+COMPILER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "gpu": {"xla_allow_excess_precision": False, "xla_gpu_dot_merger_threshold_mb": 0},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +113,7 @@ class Replica:
         self.mesh = mesh
         self._by_sequence = by_sequence
         self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
+        self._options = dict(COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}))
         self._params = params
         self.rows = Rows(mesh)
         sharding = self.rows.sharding
@@ -137,7 +143,7 @@ class Replica:
         abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self.rows.sharding)
         inputs = self.programs[task].inputs(self.rows.of_all(shape.rows), shape, abstract)
         with jax.set_mesh(self.mesh), split_sequences(self._by_sequence):
-            compiled = self._jitted[task].lower(self._params, inputs).compile()
+            compiled = self._jitted[task].lower(self._params, inputs).compile(self._options)
         self._stats.add(compilations=1)
         return compiled
 

@@ -1,4 +1,4 @@
-"""Attention: the TPU kernel's arithmetic (interpreted) against the einsums, and which backend a program gets."""
+"""Attention: the chips' kernels' arithmetic (interpreted) against the einsums, and which backend a program gets."""
 
 import logging
 from functools import partial
@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from jaxpool import log
-from jaxpool.attention import BACKENDS, AttentionMask, Options, attention, blocked, choose, cudnn, plain, splash
+from jaxpool.attention import BACKENDS, AttentionMask, Options, attention, blocked, choose, flash, nvidia, plain, splash
 
 TOKENS = 384  # three blocks of 128: the kernel itself takes shorter rows than are worth its while
 LONG = 512
 # Ends of the sequences in each row: packed with padding behind them, and nothing but padding.
 ROWS = ((100, 107, 300, 370), ())
+PALLAS = pytest.mark.parametrize("kernel", [splash, flash], ids=["splash", "flash"])
 
 
 def segments_of(rows, tokens=TOKENS):
@@ -26,12 +27,13 @@ def segments_of(rows, tokens=TOKENS):
     return out
 
 
-def case(*, heads=2, kv_heads=2, width=16, rows=ROWS, dtype="float32", seed=0):
+def case(*, heads=2, kv_heads=2, width=16, rows=ROWS, dtype="float32", seed=0, tokens=TOKENS):
     rng = np.random.default_rng(seed)
-    shapes = [(len(rows), TOKENS, n, width) for n in (heads, kv_heads, kv_heads)]
+    shapes = [(len(rows), tokens, n, width) for n in (heads, kv_heads, kv_heads)]
     return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
 
 
+@PALLAS
 @pytest.mark.parametrize(
     ("mask", "sizes", "options"),
     [
@@ -43,14 +45,14 @@ def case(*, heads=2, kv_heads=2, width=16, rows=ROWS, dtype="float32", seed=0):
     ],
     ids=str,
 )
-def test_splash_computes_what_einsum_does(mask, sizes, options):
+def test_a_kernel_computes_what_einsum_does(kernel, mask, sizes, options):
     q, k, v = case(**sizes)
     segments = segments_of(ROWS)
     mask, options = (
         AttentionMask(segments, **mask),
         Options(**{"scale": q.shape[-1] ** -0.5, "soft_cap": None} | options),
     )
-    found = splash.attend(q, k, v, mask, None, options, interpret=True)
+    found = kernel.attend(q, k, v, mask, None, options, interpret=True)
     wanted = plain.attend(q, k, v, mask, None, options)
     assert found.dtype == wanted.dtype == jnp.float32
     assert found.shape == wanted.shape
@@ -89,6 +91,31 @@ def test_blocked_computes_what_einsum_does(mask, sizes, options, scores, alone, 
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], rtol=1e-6, atol=rounding)
 
 
+@pytest.mark.parametrize("backend", ["blocked", "blocked on a CPU", "splash", "flash"])
+@pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": (64, 3)}], ids=str)
+def test_rows_of_any_length(mask, backend, monkeypatch):
+    """A picture's 577 patches: no divisor makes blocks of them."""
+    tokens = 577
+    monkeypatch.setattr(blocked, "_on_one_cpu", lambda: backend == "blocked on a CPU")
+    segments = jnp.asarray(segments_of(((100, 300, 570), (tokens,)), tokens))
+    q, k, v = case(heads=4, rows=segments, tokens=tokens)
+    mask, options = AttentionMask(segments, **mask), Options(0.25, None)
+    attend = {"splash": splash.attend, "flash": flash.attend}.get(backend)
+    found = (
+        attend(q, k, v, mask, None, options, interpret=True) if attend else blocked.attend(q, k, v, mask, None, options)
+    )
+    assert found.shape == q.shape
+    wanted, real = plain.attend(q, k, v, mask, None, options), segments > 0
+    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-5)
+
+
+def test_blocks_are_even():
+    full, wide = AttentionMask(np.ones((1, 577))), AttentionMask(np.ones((1, 8192)), window=(64, 64))
+    assert blocked._block(full, 577, 1) == 289  # of two; no divisor of 577 but 1 is shorter than a row
+    assert blocked._block(full, 577, 4096) == 1
+    assert blocked._block(wide, 8192, 1) == 32
+
+
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": (64, 64)}], ids=str)
 def test_blocked_writes_out_no_square(mask, alone, monkeypatch):
@@ -102,27 +129,56 @@ def test_blocked_writes_out_no_square(mask, alone, monkeypatch):
     assert f"{tokens},{tokens}" not in str(traced)
 
 
-def test_splash_in_bfloat16():
+@PALLAS
+def test_a_kernel_in_bfloat16(kernel):
     q, k, v = case(dtype=jnp.bfloat16)
     mask, options = AttentionMask(segments_of(ROWS)), Options(0.25, None)
-    found = splash.attend(q, k, v, mask, None, options, interpret=True)
+    found = kernel.attend(q, k, v, mask, None, options, interpret=True)
     wanted = plain.attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask, None, options)
     real = np.asarray(mask.segments) > 0
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=0.02)
 
 
-def test_splash_under_a_mesh_runs_row_by_row():
+@PALLAS
+def test_a_kernel_under_a_mesh_runs_row_by_row(kernel):
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     q, k, v = case()
     mask, options = AttentionMask(segments_of(ROWS)), Options(0.25, None)
     with jax.set_mesh(mesh):
         # The segments are handed in: a dataclass is no argument of a jitted function.
         compute = jax.jit(
-            lambda q, k, v, s: splash.attend(q, k, v, AttentionMask(s), None, options, interpret=True)
+            lambda q, k, v, s: kernel.attend(q, k, v, AttentionMask(s), None, options, interpret=True)
         )  # fmt: skip
         found = compute(q, k, v, mask.segments)
-    np.testing.assert_allclose(found, splash.attend(q, k, v, mask, None, options, interpret=True), atol=1e-6)
+    np.testing.assert_allclose(found, kernel.attend(q, k, v, mask, None, options, interpret=True), atol=1e-6)
+
+
+def test_flash_has_a_derivative():
+    """By the einsums: training is not what it is for."""
+    q, k, v = case(heads=4)
+    mask, options = AttentionMask(segments_of(ROWS)), Options(0.25, None)
+
+    def loss(attend, q, k, v):
+        return jnp.square(attend(q, k, v, mask, None, options)[:, :370]).sum()
+
+    found = jax.grad(partial(loss, partial(flash.attend, interpret=True)), (0, 1, 2))(q, k, v)
+    wanted = jax.grad(partial(loss, plain.attend), (0, 1, 2))(q, k, v)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a[:1], b[:1], atol=1e-4)
+
+
+def test_flash_meets_no_key_of_other_sequences():
+    """Blocks of 128 queries: the keys that each needs, of its own sequences, its window and its past."""
+    segments = jnp.asarray(segments_of(((100, 107, 300, 370), (384,), ()), TOKENS))
+    for how, firsts, ends in (
+        ((False, None), ((0, 107, 107), (0, 0, 0), (384,) * 3), ((300, 300, 370), (384,) * 3, (0,) * 3)),
+        ((True, None), ((0, 107, 107), (0, 0, 0), (384,) * 3), ((128, 256, 370), (128, 256, 384), (0,) * 3)),
+        ((False, (10, 5)), ((0, 118, 246), (0, 118, 246), (384,) * 3), ((133, 261, 370), (133, 261, 384), (0,) * 3)),
+    ):
+        first, end = flash._reach(segments, 128, *how)
+        np.testing.assert_array_equal(first, firsts)
+        np.testing.assert_array_equal(end, ends)
 
 
 def on(platform, shape=(4, 1)):
@@ -158,25 +214,27 @@ def test_auto_goes_by_the_platform_of_the_mesh(caplog, monkeypatch):
         caplog.clear()
         with on("tpu"):
             assert pick(tokens=384) == pick(tokens=384) == pick(bias=0) == "einsum"
-            assert pick(tokens=520) == "blocked"
+        with on("tpu", (1, 4)):
+            assert pick() == "blocked"
     assert caplog.messages == [
-        "attention: einsum, since splash cannot: rows have 384 tokens, and it takes multiples of 128 from 512 on",
+        "attention: einsum, since splash cannot: rows have 384 tokens, and it is for 512 and more",
         "attention: einsum, since splash cannot: scores have a bias",
-        "attention: blocked, since splash cannot: rows have 520 tokens, and it takes multiples of 128 from 512 on",
+        "attention: blocked, since splash cannot: 2 heads do not divide over the devices",
     ]
 
 
-def test_cudnn_takes_rows_of_one_sequence(monkeypatch):
+def test_a_gpu_has_two_kernels(monkeypatch):
     one, several = np.full((1, 1), 300), np.full((1, 8), 30)
     gpu = partial(pick, dtype="bfloat16", lengths=one)
     with on("gpu"):
-        assert gpu() == "blocked"  # no GPU here to ask for its age
-        monkeypatch.setattr(cudnn, "_compute_capability", lambda: (9, 0))
+        assert gpu() == "flash"  # no GPU here to ask for cuDNN
+        monkeypatch.setattr(nvidia, "compute_capability", lambda: (9, 0))
         assert gpu() == gpu(causal=True) == gpu(causal=True, window=(5, 0)) == "cudnn"
-        assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == "blocked"
-        assert gpu(dtype="float32") == gpu(soft_cap=50.0) == "blocked"
-        assert gpu(bias=0) == "einsum"
-        monkeypatch.setattr(cudnn, "_compute_capability", lambda: (7, 5))
+        assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == gpu(soft_cap=50.0) == "flash"
+        assert gpu(tokens=128, lengths=several) == "flash"
+        assert gpu(dtype="float32") == "blocked"
+        assert gpu(bias=0) == gpu(tokens=64, lengths=several) == "einsum"
+        monkeypatch.setattr(nvidia, "compute_capability", lambda: (7, 5))
         assert gpu() == "blocked"
 
 
@@ -186,13 +244,13 @@ def test_a_backend_by_name_says_why_not():
     np.testing.assert_array_equal(attention(q, k, v, mask), attention(q, k, v, mask, backend="einsum"))
     with pytest.raises(ValueError, match="'splash' cannot: it runs on tpu, and this program is for no mesh"):
         attention(q, k, v, mask, backend="splash")
-    with on("tpu"), pytest.raises(ValueError, match="'splash' cannot: rows have 520 tokens"):
-        pick("splash", tokens=520)
+    with on("tpu"), pytest.raises(ValueError, match="'splash' cannot: rows have 320 tokens"):
+        pick("splash", tokens=320)
     with on("gpu"), pytest.raises(ValueError, match="'cudnn' cannot: dtype is float32"):
         pick("cudnn")
     with pytest.raises(
         ValueError,
-        match=r"'flash' is not known, expected one of \['auto', 'splash', 'cudnn', 'native', 'blocked', 'einsum'\]",
+        match=r"'paged' is not known, expected one of \['auto', 'splash', 'cudnn', 'flash', 'native', 'blocked', 'einsum'\]",
     ):
-        attention(q, k, v, mask, backend="flash")
+        attention(q, k, v, mask, backend="paged")
     assert BACKENDS["einsum"].platform is None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool import sharding
-from jaxpool.attention import blocked, cudnn, native, plain, splash
+from jaxpool.attention import blocked, cudnn, flash, native, plain, splash
 from jaxpool.attention.mask import AttentionMask, Options
 from jaxpool.log import once
 
@@ -44,6 +44,7 @@ class Backend(NamedTuple):
 BACKENDS: Mapping[str, Backend] = {
     "splash": Backend(splash.attend, splash.unsupported, "tpu"),
     "cudnn": Backend(cudnn.attend, cudnn.unsupported, "gpu"),
+    "flash": Backend(flash.attend, flash.unsupported, "gpu"),
     "native": Backend(native.attend, native.unsupported, "cpu"),
     "blocked": Backend(blocked.attend, blocked.unsupported),
     "einsum": Backend(plain.attend, plain.unsupported),

@@ -5,7 +5,6 @@ On a CPU one head after another too: its caches then hold a block's scores. What
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import pairwise
 
@@ -40,9 +39,11 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
 def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options) -> Array:
     """`attention` block by block; float32 [R, T, N, H]."""
     q, k, v = heads_in_front(q, k, v)
-    length = q.shape[-2]
-    alone = _on_one_cpu()
-    block = _block(mask, length, q.shape[2]) if alone else math.gcd(length, CHIP_QUERIES)
+    length, alone = q.shape[-2], _on_one_cpu()
+    block = _block(mask, length, q.shape[2]) if alone else CHIP_QUERIES
+    # The last block is filled up with queries that mean nothing.
+    whole = -(-length // block) * block
+    q = jnp.pad(q, [(0, 0)] * 3 + [(0, whole - length), (0, 0)])
 
     def of_block(start: Array, end: int) -> Array:
         """[R, K, G, block, H] of queries from `start` on, which see no key behind `end`."""
@@ -60,18 +61,19 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, option
         return mixed.reshape(rows, heads, *mixed.shape[1:])
 
     # Under a causal mask, blocks of the row's first quarter need its first quarter of keys only, and so on.
-    ends = _ends(length, block) if mask.causal and mask.window is None else [length]
+    ends = _ends(whole, block) if mask.causal and mask.window is None else [whole]
     bands = [
-        jax.lax.map(partial(of_block, end=end), jnp.arange(start, end, block)) for start, end in pairwise((0, *ends))
+        jax.lax.map(partial(of_block, end=min(end, length)), jnp.arange(start, end, block))
+        for start, end in pairwise((0, *ends))
     ]  # each [blocks, R, K, G, block, H]
-    return tokens_in_front(jnp.moveaxis(jnp.concatenate(bands), 0, 3).reshape(q.shape))
+    return tokens_in_front(jnp.moveaxis(jnp.concatenate(bands), 0, 3).reshape(q.shape)[..., :length, :])
 
 
 def _block(mask: AttentionMask, length: int, shared: int) -> int:
-    """The longest block of queries, a divisor of the row, whose scores over `shared` heads a CPU's cache holds."""
+    """The longest of even blocks of queries whose scores over `shared` heads a CPU's cache holds."""
     span = _left(mask, length) + _right(mask, length)
-    fits = max(1, min(CPU_SCORES // (length * shared), max(span, SHORTEST)))
-    return next(size for size in range(min(fits, length), 0, -1) if length % size == 0)
+    fits = max(1, min(CPU_SCORES // (length * shared), max(span, SHORTEST), length))
+    return -(-length // -(-length // fits))
 
 
 def _ends(length: int, block: int) -> list[int]:

@@ -1,6 +1,6 @@
 """cuDNN's flash attention for NVIDIA GPUs, through `jax.nn`: rows that hold one sequence each, in bfloat16.
 
-Packed rows need segments, which cuDNN takes on Hopper and newer only and JAX does not offer: there einsum stays.
+Packed rows need segments, which cuDNN takes on Hopper and newer only and JAX does not offer: there it is `flash`.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxpool.attention import nvidia
 from jaxpool.attention.mask import AttentionMask, Options
 
 Array = jax.Array
 
-# Its kernels need tensor cores for bfloat16, and take wider heads from Hopper (9.0) on.
-OLDEST, HOPPER = (8, 0), (9, 0)
+# Its kernels take wider heads on these.
+HOPPER = (9, 0)
 
 
 def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
     """Why not, or None."""
-    width, capability = q.shape[-1], _compute_capability()
-    widest = 256 if capability >= HOPPER else 128
+    width, capability = q.shape[-1], nvidia.compute_capability()
+    widest = 256 if capability and capability >= HOPPER else 128
     reasons = {
         f"dtype is {q.dtype}, and it takes bfloat16": q.dtype != jnp.bfloat16,
         "rows hold several sequences": mask.lengths is None or mask.lengths.shape[1] > 1,
@@ -27,7 +28,8 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
         "scores have a soft cap": options.soft_cap is not None,
         "the window reaches to later tokens": mask.window is not None and not mask.causal,
         f"heads have {width} features, and it takes multiples of 8 up to {widest}": width % 8 > 0 or width > widest,
-        "the GPU is older than NVIDIA's Ampere, or another maker's": capability < OLDEST,
+        nvidia.TOO_OLD: nvidia.too_old(),
+        "there is no GPU here to ask for cuDNN": capability is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -48,12 +50,3 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, option
         implementation="cudnn",
     )
     return mixed.astype(jnp.float32)
-
-
-def _compute_capability() -> tuple[int, ...]:
-    """NVIDIA's version of the first GPU, or () for none and for other makers' ("gfx90a")."""
-    try:
-        version = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "")
-    except RuntimeError:  # no GPU here: a program compiled for another machine
-        return ()
-    return tuple(map(int, version.split("."))) if version.replace(".", "").isdigit() else ()

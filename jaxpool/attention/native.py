@@ -77,10 +77,5 @@ def _derivative(
     primals: tuple[Array, ...],
     tangents: tuple[Array, ...],
 ) -> tuple[Array, Array]:
-    """By the einsums: training is not what the kernels are for."""
-    *_, segments = primals
-    mask, options = AttentionMask(segments, causal, window), Options(scale, None, dtype)
-    _, change = jax.jvp(
-        lambda q, k, v: plain.attend(q, k, v, mask, None, options).astype(dtype), primals[:3], tangents[:3]
-    )
-    return _call(*primals, scale, causal, window, kernel, dtype), change
+    mask, options = AttentionMask(primals[3], causal, window), Options(scale, None, dtype)
+    return _call(*primals, scale, causal, window, kernel, dtype), plain.derivative(primals, tangents, mask, options)

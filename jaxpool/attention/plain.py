@@ -27,6 +27,14 @@ def attend(q: Array, k: Array, v: Array, mask: AttentionMask, bias: Array | None
     return tokens_in_front(softmax_product(q, k, v, added, options))
 
 
+def derivative(primals: tuple[Array, ...], tangents: tuple[Array, ...], mask: AttentionMask, options: Options) -> Array:
+    """How the result changes with q, k and v: for kernels that have no derivative of their own."""
+    _, change = jax.jvp(
+        lambda q, k, v: attend(q, k, v, mask, None, options).astype(options.dtype), primals[:3], tangents[:3]
+    )
+    return change
+
+
 def heads_in_front(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Queries [R, K, G, T, H], and keys and values [R, K, S, H]; G queries share a key.
 

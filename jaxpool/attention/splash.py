@@ -6,7 +6,6 @@ segments do not, they only mask.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -14,26 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpool.attention import kernels
 from jaxpool.attention.mask import AttentionMask, Options
-from jaxpool.sharding import axis_size, partition
 
 Array = jax.Array
 
 # XLA fuses the scores of shorter rows, where the kernel would pad heads to 128 lanes for little (docs/tpu.md).
 MIN_TOKENS = 512
-# Sides of the kernel's blocks, best first. The row's length must be a multiple of one.
+# Sides of the kernel's blocks, best first. Rows are filled up to a multiple of the last.
 BLOCKS = (512, 256, 128)
 
 
 def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, options: Options) -> str | None:
     """Why not, or None."""
-    tokens, shards = q.shape[1], axis_size("heads")
+    tokens = q.shape[1]
     reasons = {
         "scores have a bias": bias is not None,
-        f"rows have {tokens} tokens, and it takes multiples of {BLOCKS[-1]} from {MIN_TOKENS} on": (
-            tokens < MIN_TOKENS or tokens % BLOCKS[-1] > 0
-        ),
-        f"{q.shape[2]} heads do not divide over {shards} devices": q.shape[2] % shards > 0,
+        f"rows have {tokens} tokens, and it is for {MIN_TOKENS} and more": tokens < MIN_TOKENS,
+        f"{q.shape[2]} heads do not divide over the devices": kernels.unevenly(q),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -42,19 +39,11 @@ def attend(
     q: Array, k: Array, v: Array, mask: AttentionMask, bias: None, options: Options, *, interpret: bool = False
 ) -> Array:
     """`attention` by the kernel; float32 [R, T, N, H]. `interpret` runs it as plain JAX, on any platform."""
-    mesh, shards = jax.sharding.get_abstract_mesh(), axis_size("heads")
-    if k.shape[2] % shards:
-        # Fewer kv heads than devices: each device gets a copy of those that its own heads share.
-        k, v = (jnp.repeat(x, math.lcm(k.shape[2], shards) // k.shape[2], axis=2) for x in (k, v))
     compute = partial(_rows, causal=mask.causal, window=mask.window, options=options, interpret=interpret)
-    if not mesh.empty:
-        # XLA does not partition Pallas calls by itself: each device runs the kernel on its own rows and heads.
-        split, rows = partition(("rows", None, "heads", None), mesh), partition(("rows",), mesh)
-        compute = jax.shard_map(compute, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)
     # Products of float32 in a kernel are rounded to bfloat16 too unless told otherwise; bfloat16's own are exact.
     exact = jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else nullcontext()
     with exact:
-        return compute(q, k, v, mask.segments).astype(jnp.float32)
+        return kernels.run(compute, q, k, v, mask.segments, block=BLOCKS[-1]).astype(jnp.float32)
 
 
 def _rows(
