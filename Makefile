@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Each does all of its own set-up.
-# Others: `make test-tpu`, `make bench`, `make bench-all`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
+# Others: `make test-tpu`, `make test-gpu`, `make bench`, `make bench-all`, `make lint`, `make clean`. PYTHON= picks the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 PIP = python -m pip install --quiet --disable-pip-version-check
@@ -13,7 +13,7 @@ INSTALLED = pyproject.toml setup.py $(wildcard native/*)
 # Most of a test's time is XLA compiling on one core.
 TOGETHER = -n 2 --dist loadfile
 
-.PHONY: demo test test-parity test-torchless test-tpu lint bench bench-all clean
+.PHONY: demo test test-parity test-torchless test-tpu test-gpu lint bench bench-all clean
 
 demo: .venv/demo
 	.venv/bin/python examples/demo.py
@@ -33,6 +33,10 @@ test-torchless: .venv-torchless/test
 # Programs for TPUs, compiled here; downloads libtpu, 200 MB.
 test-tpu: .venv/test .libtpu/done
 	TPU_LIBRARY_PATH=$(CURDIR)/.libtpu/libtpu/libtpu.so .venv/bin/python -m pytest tests/test_tpu_aot.py
+
+# Programs for NVIDIA GPUs, compiled here; downloads JAX's CUDA plugin, 130 MB.
+test-gpu: .venv/test .cuda/done
+	PYTHONPATH=$(CURDIR)/.cuda .venv/bin/python -m pytest tests/test_gpu_aot.py
 
 lint: .venv/lint
 	.venv/bin/ruff check .
@@ -64,7 +68,11 @@ bench-all: .venv/bench
 	touch $@
 
 .libtpu/done: .venv/test
-	tools/libtpu .venv/bin/python .libtpu
+	.venv/bin/python tools/compiler_for.py tpu .libtpu
+	touch $@
+
+.cuda/done: .venv/test
+	.venv/bin/python tools/compiler_for.py gpu .cuda
 	touch $@
 
 .venv/bench: .venv/test
@@ -82,4 +90,4 @@ bench-all: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-torchless .libtpu build *.egg-info out jaxpool/*.so
+	rm -rf .venv .venv-torchless .libtpu .cuda build *.egg-info out jaxpool/*.so

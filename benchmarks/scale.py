@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks import roofline
-from benchmarks.tpu_aot import MODELS, recipe_of
+from benchmarks.published import MODELS, recipe_of
 from jaxpool.plan import plan_slice
 from jaxpool.slices import Slice
 

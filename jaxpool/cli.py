@@ -94,7 +94,7 @@ def _plan(args: argparse.Namespace) -> int:
     recipe = replace(read_recipe(hub.resolve(args.model, args.revision)), quantization=check_kind(args.quantization))
     dtype = resolve_dtype(args.dtype, where.chip.platform, recipe.quantization)
     found = plan_slice(recipe, dtype, where)
-    able = found.best is not None and where.chip.platform == "tpu" and missing() is None
+    able = found.best is not None and missing(where.chip.platform) is None
     if args.compile or (args.compile is None and able):
         logger.warning("compiling the program for %s, which can take minutes; --no-compile leaves it out", where)
         found = with_compiled(found, recipe, dtype)
@@ -178,7 +178,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="put the compiled program's own figures beside the estimate (default: where libtpu is there)",
+        help="put the compiled program's own figures beside the estimate (default: where its compiler is there)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -137,24 +137,23 @@ def with_compiled(found: SlicePlan, recipe: Recipe, dtype: Any) -> SlicePlan:
     """The plan, with the compiler's own figures for its best layout beside the estimate. Takes minutes.
 
     Raises:
-        ValueError: no layout fits, the kind is one that nothing compiles for here (GPUs), libtpu does not know the
-            slice, or the compiler says that the layout does not fit.
-        ImportError: libtpu is not there.
+        ValueError: no layout fits, the compiler does not know the slice, or it says that the layout does not fit.
+        ImportError: the platform's compiler is not there.
     """
-    best = found.best
-    if best is None or best.largest is None or found.slice.chip.platform != "tpu":
-        raise ValueError(f"{found.slice}: nothing to compile" + ("" if best is None else ": only TPUs have a compiler"))
-    if reason := ahead.missing():
+    best, platform = found.best, found.slice.chip.platform
+    if best is None or best.largest is None:
+        raise ValueError(f"{found.slice}: nothing to compile")
+    if reason := ahead.missing(platform):
         raise ImportError(reason)
-    ahead.prepare()
+    ahead.prepare(platform)
     try:
-        mesh = ahead.mesh_of(str(found.slice), best.model)
+        mesh = ahead.mesh_of(found.slice, best.model)
         executable, _ = ahead.compile_for(recipe, mesh, best.largest, dtype, fsdp=best.fsdp)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"{found.slice}, {best.arguments}: {str(error).splitlines()[0]}") from error
     memory = executable.memory_analysis()
     if memory is None:
-        raise ValueError(f"{found.slice}: this libtpu says nothing of memory")
+        raise ValueError(f"{found.slice}: the compiler says nothing of memory")
     sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
     return replace(found, compiled=Compiled(*sizes))
 

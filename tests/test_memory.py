@@ -9,7 +9,6 @@ from jaxpool.batching import make_ladder
 from jaxpool.hub import MINILM, resolve
 from jaxpool.recipe import read_recipe
 
-
 DTYPES = ("float32", "bfloat16")
 
 

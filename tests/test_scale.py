@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from benchmarks import roofline, scale
-from benchmarks.tpu_aot import MODELS
+from benchmarks.published import MODELS
 
 BERT = MODELS["bge-base"]
 KIND = scale.KINDS["v5e"]

@@ -37,6 +37,7 @@ STREET = [
     {"corpus.shards"},
     {"corpus.job", "inspection", "convert", "plan"},
     {"ahead"},
+    {"ahead.tpu", "ahead.gpu"},
     {"corpus.embedding", "corpus.fingerprint"},
     {"integrations.ray"},
     {"integrations.tables"},

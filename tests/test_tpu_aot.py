@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hlo, tpu_aot
+from benchmarks import aot, hlo, tpu_aot
 from benchmarks.products import flops
+from jaxpool.ahead import missing
 
 # BERT's layers at a size that compiles in seconds; heads of 64, as MiniLM's and BERT's kin mostly have.
 CONFIG = {
@@ -44,15 +45,19 @@ CODE = """
 import json, sys
 from dataclasses import asdict
 import jax
-from benchmarks import tpu_aot
-tpu_aot.prepare()
+from benchmarks import aot
+from benchmarks.published import MODELS, recipe_of
+from jaxpool.ahead import prepare
+from jaxpool.slices import Slice
+prepare("tpu")
 # 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
 jax.config.update("jax_exec_time_optimization_effort", -1.0)
 config, cases, published, decoder = json.loads(sys.argv[1])
-recipe = tpu_aot.recipe_of(config)
-found = [tpu_aot.measure("small", recipe, *case, "bfloat16") for case in cases]
-found += [tpu_aot.measure(name, tpu_aot.recipe_of(tpu_aot.MODELS[name]), *case, "bfloat16") for name, *case in published]
-found.append(tpu_aot.measure("decoder", tpu_aot.recipe_of(decoder), "v5e:2x4", 2048, "bfloat16", shards=8))
+def measure(name, config, where, tokens, **how):
+    return aot.measure(name, recipe_of(config), Slice.parse(where), tokens, "bfloat16", **how)
+found = [measure("small", config, *case) for case in cases]
+found += [measure(name, MODELS[name], *case) for name, *case in published]
+found.append(measure("decoder", decoder, "v5e:2x4", 2048, shards=8))
 print(json.dumps([asdict(figures) for figures in found]))
 """
 
@@ -60,7 +65,7 @@ print(json.dumps([asdict(figures) for figures in found]))
 @pytest.fixture(scope="module")
 def programs():
     """Figures by (topology, tokens), of published shapes by (model, topology, tokens). In a process of its own: libtpu stays out of the other tests' JAX."""
-    if reason := tpu_aot.missing():
+    if reason := missing("tpu"):
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
@@ -68,7 +73,7 @@ def programs():
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(tpu_aot.__file__).parent.parent,
+        cwd=Path(aot.__file__).parent.parent,
         env=env,
     )
     assert done.returncode == 0, done.stderr
@@ -84,7 +89,7 @@ def test_kv_heads_that_chips_share(programs):
 
 
 def test_the_plan_beside_the_compiler(tmp_path):
-    if reason := tpu_aot.missing():
+    if reason := missing("tpu"):
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     decoder = {"architectures": ["Qwen2ForRewardModel"], "model_type": "qwen2", "num_labels": 1, "rms_norm_eps": 1e-6}
     # A 7B's layers: estimates are for models whose sizes matter.
@@ -131,7 +136,7 @@ def test_a_published_shape_compiles(programs, case):
 
 
 def test_the_table_has_a_cell_for_every_column():
-    figures = tpu_aot.Figures(
+    figures = aot.Figures(
         "bge-base",
         "v5e:1x1",
         128,
@@ -143,7 +148,7 @@ def test_the_table_has_a_cell_for_every_column():
         arguments=2**20,
         xla_bytes=3 * 2**30,
     )
-    cells = dict(zip(tpu_aot.COLUMNS, tpu_aot.line(figures).strip("| ").split(" | "), strict=True))
+    cells = dict(zip(tpu_aot.COLUMNS, aot.line(figures, tpu_aot.cells).strip("| ").split(" | "), strict=True))
     assert (cells["model"], cells["compile, CPU s"], cells["XLA's bytes"]) == ("bge-base", "5", "3.00 GiB")
     assert cells["planned / compiled"] == "2.00"
 

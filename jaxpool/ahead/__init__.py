@@ -1,17 +1,18 @@
-"""Programs compiled ahead of time for TPUs that are not there, on any machine that has libtpu (docs/tpu.md)."""
+"""Programs compiled ahead of time for chips that are not there, on any machine that has a compiler for them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, cast
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from jaxpool.ahead import gpu, tpu
 from jaxpool.batching import Shape
 from jaxpool.params import Tree, abstract, unstack_specs
 from jaxpool.placement import keeps_stacks
@@ -19,37 +20,31 @@ from jaxpool.program import device_specs, make_program
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Replica, Stats
 from jaxpool.sharding import make_mesh, param_sharding
+from jaxpool.slices import Slice
 
-# What libtpu asks of the machine that it believes to run on.
-ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
+# By a chip's platform: `missing()`, `ENVIRONMENT`, and `devices(slice)`.
+COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 
 
-def missing() -> str | None:
-    """Why nothing can be compiled for TPUs here, or None."""
-    if "TPU_LIBRARY_PATH" in os.environ or find_spec("libtpu"):
-        return None
-    return "libtpu is not installed, and TPU_LIBRARY_PATH names no libtpu.so: see docs/tpu.md"
+def missing(platform: str) -> str | None:
+    """Why nothing can be compiled for a platform here, or None."""
+    return COMPILERS[platform].missing()
 
 
-def prepare() -> None:
-    """Tells this process to compile for TPUs and to look for none. Before JAX's first use."""
-    for name, value in ENVIRONMENT.items():
+def prepare(platform: str) -> None:
+    """Tells this process to compile for a platform and to look for no chip. Before JAX's first use."""
+    for name, value in COMPILERS[platform].ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
 
 
-def mesh_of(topology: str, tensor_parallel: int = 1) -> Mesh:
-    """A mesh over all chips of e.g. "v5e:2x4"."""
-    # A single chip is less than the host that libtpu assumes by default.
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    return make_mesh(topologies.get_topology_desc(topology, "tpu", **bounds).devices, tensor_parallel)
+def mesh_of(where: Slice, tensor_parallel: int = 1) -> Mesh:
+    """A mesh over all chips of e.g. "v5e:2x4" or "h100:8".
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler does not know the slice.
+    """
+    return make_mesh(COMPILERS[where.chip.platform].devices(where), tensor_parallel)
 
 
 def compile_for(
