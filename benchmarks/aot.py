@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,10 @@ def measure(
 def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> int:
     """Operations of a batch's matrix products, over all chips."""
     make = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=rows_sharding(mesh))
-    with jax.set_mesh(mesh):
+    # A GPU's kernel turns as often as a row's sequences say, which no count of its program tells: without a mesh it is
+    # the products that any platform can compute.
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    with nullcontext() if on_gpu else jax.set_mesh(mesh):
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, make)
         return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr)
 
@@ -133,12 +137,14 @@ def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:
     head_size = getattr(config, "head_size", config.hidden_size // config.num_heads)
     groups = figures.chips // figures.model_shards
     widths = {config.hidden_size, config.hidden_size // groups, config.mlp_size, config.num_heads * head_size}
-    # Where T is a width of the model too, [T, T] may be tokens by width: there the bound below speaks alone.
-    if tokens not in widths and figures.squares:
-        yield f"[T, T] arrays: {figures.squares}"
-    scores = shape.area // figures.chips * tokens * config.num_heads * 2
-    if figures.model_shards == 1 and figures.temporary >= scores:
-        yield f"temporary {figures.temporary:,} bytes, as much as the scores in 16 bits: {scores:,}"
+    if tokens not in widths:
+        if figures.squares:
+            yield f"[T, T] arrays: {figures.squares}"
+    # [T, T] may be tokens by width here, so memory tells: one layer's scores would be as much as all else.
+    elif figures.model_shards == 1:
+        scores = shape.area // figures.chips * tokens * config.num_heads * 2
+        if figures.temporary >= scores:
+            yield f"temporary {figures.temporary:,} bytes, as much as the scores in 16 bits: {scores:,}"
     if figures.weight_copies:
         yield f"copies of stacked weights: {figures.weight_copies}"
     if recipe.task not in PER_TOKEN:

@@ -7,8 +7,7 @@ and the library's are taken (`--triton`: the others).
 
 from __future__ import annotations
 
-from benchmarks import aot, gpu_device, roofline
-from benchmarks.published import MODELS
+from benchmarks import aot, gpu_device
 from jaxpool import runner
 from jaxpool.ahead.gpu import TARGETS
 from jaxpool.slices import Slice
@@ -16,6 +15,7 @@ from jaxpool.slices import Slice
 TOPOLOGIES = tuple(map(Slice.parse, ("l4:1", "a100-80:1", "h100:1")))
 COLUMNS = (
     *aot.FIRST_COLUMNS, *aot.SIZES,
+    "GFLOP a token (2 × kernels)",
     "KB a token: products", "attention", "the rest", "MFU at best", "kernel calls", "collectives", "weight copies",
 )  # fmt: skip
 
@@ -24,24 +24,31 @@ def cells(f: aot.Figures) -> list[str]:
     """A program's cells behind the first ones."""
     tokens = f.tokens * f.rows // (f.chips // f.model_shards)
     moved = [f"{f.traffic.get(kind, 0) / tokens / 1e3:.0f}" for kind in ("products", "kernels", "rest")]
-    return [*aot.sizes(f), *moved, f"{at_best(f):.0%}", str(f.kernels), aot.collectives(f), str(len(f.weight_copies))]
+    work = f"{f.flops / 1e9:.3f} ({f.weight_flops / 1e9:.3f})"
+    return [
+        *aot.sizes(f),
+        work,
+        *moved,
+        f"{at_best(f):.0%}",
+        str(f.kernels),
+        aot.collectives(f),
+        str(len(f.weight_copies)),
+    ]
 
 
 def at_best(f: aot.Figures) -> float:
-    """Model FLOPs utilisation, if nothing but the device's peak and its memory took time; a text a row.
+    """Model FLOPs utilisation if nothing but the device's peak and its memory took time; a text a row.
 
-    Products take the longer of both; attention's kernel at least its operations, and everything else its bytes.
+    Products take the longer of their operations and their bytes, attention's kernel too, everything else its bytes.
     """
     target = TARGETS[f.topology.partition(":")[0]]
     peak = gpu_device.PEAKS[target.name][gpu_device.BF16]
-    groups = f.chips // f.model_shards
-    rows = f.rows // groups
-    whole = rows * roofline.flops(MODELS[f.model], f.tokens) / f.model_shards
-    products = rows * f.tokens * f.weight_flops / f.model_shards
+    tokens = f.tokens * f.rows / f.chips
+    products, attention = tokens * f.weight_flops, tokens * (f.flops - f.weight_flops)
     seconds = max(products / peak, f.traffic["products"] / target.bandwidth)
-    seconds += max((whole - products) / peak, f.traffic["kernels"] / target.bandwidth)
+    seconds += max(attention / peak, f.traffic["kernels"] / target.bandwidth)
     seconds += f.traffic["rest"] / target.bandwidth
-    return whole / peak / seconds
+    return (products + attention) / peak / seconds
 
 
 def main() -> int:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 # name = dtype[2,3]{layout} operation( …, or a tuple of such for the asynchronous ones.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][\w-]*)\(", re.MULTILINE)
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
-# Name, types of the results, operation, operands, and the rest of the line.
+# name = types of the results, operation(operands), and the rest of the line; a computation's heading, and what a fusion
+# calls.
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*?)\)(.*)$", re.MULTILINE)
-# What moves nothing.
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$\n((?:.*\n)*?)^\}", re.MULTILINE)
+_CALLS = re.compile(r"calls=%?([\w.-]+)")
+# What moves nothing, and what reads as much of its first operand as it gives.
 _FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "constant"}
+_PARTS = {"slice", "dynamic-slice", "gather"}
+# What is the same numbers still.
+_SAME = {"bitcast", "reshape", "convert", "copy", "transpose"}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 
 Shape = tuple[int, ...]
@@ -49,23 +55,46 @@ def squares(text: str, tokens: int) -> set[Shape]:
 def traffic(text: str) -> dict[str, int]:
     """Bytes that a GPU's program reads and writes: of its products, of its kernels (Pallas'), and of the rest.
 
-    A library's workspace (bytes without a meaning) is left out. Of what a gather reads only as much counts as it gives.
+    A library's workspace (bytes without a meaning) is left out.
     """
+    computations = dict(_COMPUTATION.findall(text))
     sizes: dict[str, int] = {}
     moved = {"products": 0, "kernels": 0, "rest": 0}
     for name, types, operation, operands, rest in _LINE.findall(text[text.index("\nENTRY ") :]):
         product = "gemm_fusion" in name or "cublas" in rest
-        sizes[name] = _size(types, product)
+        sizes[name] = _size(types, workspace=product)
         if operation in _FREE:
             continue
-        read = [sizes.get(word.lstrip("%"), 0) for word in re.findall(r"%[\w.-]+", operands)]
-        if "gather" in name:
-            read = [min(size, sizes[name]) for size in read]
+        read = [sizes.get(operand, 0) for operand in _names(operands)]
+        if called := _CALLS.search(rest):
+            read = [min(pair) for pair in zip(read, _read(computations[called[1]], read), strict=True)]
         kind = "products" if product else "kernels" if "__gpu$xla.gpu.triton" in rest else "rest"
         moved[kind] += sum(read) + sizes[name]
     return moved
 
 
-def _size(types: str, product: bool) -> int:
+def _read(body: str, whole: Sequence[int]) -> list[int]:
+    """How many bytes of each parameter a fusion reads: of one that is only taken parts of, as much as they have."""
+    lines = _LINE.findall(body)
+    numbers = {name: int(operands) for name, _, operation, operands, _ in lines if operation == "parameter"}
+    parts, all_of = Counter[int](), set[int]()
+    for name, types, operation, operands, _ in lines:
+        for place, operand in enumerate(_names(operands)):
+            if (number := numbers.get(operand)) is None:
+                continue
+            if operation in _SAME:
+                numbers[name] = number
+            elif operation in _PARTS and place == 0:
+                parts[number] += _size(types)
+            else:
+                all_of.add(number)
+    return [size if number in all_of else parts[number] for number, size in enumerate(whole)]
+
+
+def _names(operands: str) -> list[str]:
+    return [word.lstrip("%") for word in re.findall(r"%[\w.-]+", operands)]
+
+
+def _size(types: str, *, workspace: bool = False) -> int:
     shapes = [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _SHAPE.findall(types)]
-    return sum(_BYTES.get(kind, 0) * math.prod(dims) for kind, dims in shapes if not (product and kind == "s8"))
+    return sum(_BYTES.get(kind, 0) * math.prod(dims) for kind, dims in shapes if not (workspace and kind == "s8"))

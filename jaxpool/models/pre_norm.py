@@ -240,7 +240,8 @@ def attend(
     x = config.norm(p["norm"], x, dtype=dtype)
     q, k, v = _project(p, x)
     if "query_norm" in p:
-        q, k = config.norm(p["query_norm"], q), config.norm(p["key_norm"], k)
+        # Rounded, as transformers' are: in float32 a GPU would write them out for the rotation to read (docs/gpu.md).
+        q, k = config.norm(p["query_norm"], q, dtype=dtype), config.norm(p["key_norm"], k, dtype=dtype)
     q, k, v = (y.astype(dtype) for y in (rotate(q, sight.angles), rotate(k, sight.angles), v))
     mixed = attention(q, k, v, sight.mask, scale=scale, soft_cap=soft_cap, dtype=dtype)
     return dense(p["output"], mixed, "rtnh,nhd->rtd", **end)
