@@ -125,7 +125,7 @@ def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> int:
     make = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=rows_sharding(mesh))
     # A GPU's kernel turns as often as a row's sequences say, which no count of its program tells: without a mesh it is
     # the products that any platform can compute.
-    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
     with nullcontext() if on_gpu else jax.set_mesh(mesh):
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, make)
         return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr)

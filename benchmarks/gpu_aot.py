@@ -51,14 +51,20 @@ def at_best(f: aot.Figures) -> float:
     return (products + attention) / peak / seconds
 
 
+def choose_products(*, triton: bool) -> None:
+    """By Triton, or by the library: without a GPU neither can be tried."""
+    options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": triton}
+    runner.COMPILER_OPTIONS = {"gpu": {**runner.COMPILER_OPTIONS["gpu"], **options}}
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     parser = aot.parser("gpu_aot", __doc__.splitlines()[0], TOPOLOGIES)
     parser.add_argument("--triton", action="store_true", help="products by Triton, not by the library")
     arguments = parser.parse_args()
-    # Nothing can be tried without a GPU.
-    options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": arguments.triton}
-    runner.COMPILER_OPTIONS = {"gpu": runner.COMPILER_OPTIONS["gpu"] | options}
+    if arguments.dtype != gpu_device.BF16:
+        parser.error(f"--dtype {arguments.dtype}: only {gpu_device.BF16} has kernels without loops, whose bytes count")
+    choose_products(triton=arguments.triton)
     return aot.compile_all(arguments, "gpu", COLUMNS, cells)
 
 

@@ -20,9 +20,26 @@ _CALLS = re.compile(r"calls=%?([\w.-]+)")
 # What moves nothing, and what reads as much of its first operand as it gives.
 _FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "constant"}
 _PARTS = {"slice", "dynamic-slice", "gather"}
+# What has programs of its own inside.
+_OPAQUE = {"while", "call", "conditional"}
 # What is the same numbers still.
 _SAME = {"bitcast", "reshape", "convert", "copy", "transpose"}
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "token": 0,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "f64": 8,
+    "u64": 8,
+}
 
 Shape = tuple[int, ...]
 
@@ -56,6 +73,9 @@ def traffic(text: str) -> dict[str, int]:
     """Bytes that a GPU's program reads and writes: of its products, of its kernels (Pallas'), and of the rest.
 
     A library's workspace (bytes without a meaning) is left out.
+
+    Raises:
+        ValueError: the program has loops or branches, of which one cannot say how often they run.
     """
     computations = dict(_COMPUTATION.findall(text))
     sizes: dict[str, int] = {}
@@ -63,7 +83,9 @@ def traffic(text: str) -> dict[str, int]:
     for name, types, operation, operands, rest in _LINE.findall(text[text.index("\nENTRY ") :]):
         product = "gemm_fusion" in name or "cublas" in rest
         sizes[name] = _size(types, workspace=product)
-        if operation in _FREE:
+        if operation in _OPAQUE:
+            raise ValueError(f"{name}: a {operation}, which moves what nobody can tell")
+        if operation in _FREE or operation.endswith("-start"):  # an asynchronous one counts where it is done
             continue
         read = [sizes.get(operand, 0) for operand in _names(operands)]
         if called := _CALLS.search(rest):
@@ -97,4 +119,4 @@ def _names(operands: str) -> list[str]:
 
 def _size(types: str, *, workspace: bool = False) -> int:
     shapes = [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _SHAPE.findall(types)]
-    return sum(_BYTES.get(kind, 0) * math.prod(dims) for kind, dims in shapes if not (workspace and kind == "s8"))
+    return sum(_BYTES[kind] * math.prod(dims) for kind, dims in shapes if not (workspace and kind == "s8"))

@@ -97,7 +97,12 @@ def _plan(args: argparse.Namespace) -> int:
     able = found.best is not None and missing(where.chip.platform) is None
     if args.compile or (args.compile is None and able):
         logger.warning("compiling the program for %s, which can take minutes; --no-compile leaves it out", where)
-        found = with_compiled(found, recipe, dtype)
+        try:
+            found = with_compiled(found, recipe, dtype)
+        except ValueError as error:
+            if args.compile:
+                raise
+            logger.warning("not compiled, so this is the estimate alone: %s", error)
     print(json.dumps(found.as_json(), indent=2) if args.json else found.as_text())
     return OK if found.best else FAILED
 

@@ -1,7 +1,8 @@
 """The small parts that model families share. Letters: R rows, T tokens, D model, N heads, H head dim, F mlp.
 
 Numerics (the same everywhere): matrix products take operands in the compute dtype and accumulate in float32,
-float32 means float32 on every backend (`Precision.HIGHEST`), norms and activations are float32.
+float32 means float32 on every backend (`Precision.HIGHEST`), norms and activations are float32. On GPUs alone a dense
+layer's sums in 16 bits, with their bias, are rounded before anything follows (`_sums_are_rounded`).
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from jaxpool.equations import in_kernel_order
 from jaxpool.packing import PackedArray
 from jaxpool.params import Tree
 from jaxpool.quantization import QuantArray, round_rows
-from jaxpool.sharding import constrain, platform
+from jaxpool.sharding import axis_size, constrain, platform
 
 Array = jax.Array
 
 
 def einsum(equation: str, x: Array, y: Array | QuantArray, dtype: Any = None, *, result: Any = jnp.float32) -> Array:
-    """`jnp.einsum` in the compute dtype (default: that of `y`, the weights), sums and result in float32.
+    """`jnp.einsum` in the compute dtype (default: that of `y`, the weights), summed in float32.
 
     Args:
         equation: of two operands.
         x, y: the operands; y may be a kernel in 8 bits.
         dtype: the compute dtype.
-        result: a dtype that sums are rounded to at once, if it is not float32.
+        result: the result's dtype, to which sums are rounded.
 
     A kernel quantised with activations computes by itself; one that is for memory is widened to `x`'s dtype.
 
@@ -62,7 +63,7 @@ def dense(
     add: Array | None = None,
     dtype: Any = jnp.float32,
 ) -> Array:
-    """Dense layer and what follows it, all in float32: activation(x · kernel + bias) · times + add.
+    """Dense layer and what follows it, in float32: activation(x · kernel + bias) · times + add.
 
     Args:
         params: `kernel`, and `bias` if there is one.
@@ -92,12 +93,17 @@ def _sums_are_rounded(dtype: Any) -> bool:
 
 
 def _rounded_product(equation: str, x: Array, kernel: Array, bias: Array | None) -> Array:
-    """x · kernel + bias in the kernel's dtype, as the one call that XLA knows: its bias has one dimension."""
+    """x · kernel + bias in the kernel's dtype, as one call of the library where XLA sees it.
+
+    It does where the bias has one dimension, and no device has a part of it: joining axes would gather what is split.
+    """
     y = einsum(equation, x, kernel, result=kernel.dtype)
     if bias is None:
         return y
-    flat = y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
-    return (flat + bias.astype(y.dtype).reshape(-1)).reshape(y.shape)
+    bias = bias.astype(y.dtype)
+    if axis_size("heads") > 1:
+        return y + bias
+    return (y.reshape(*y.shape[: y.ndim - bias.ndim], -1) + bias.reshape(-1)).reshape(y.shape)
 
 
 def finish(

@@ -51,7 +51,7 @@ def choose(batch: Batch, adapters: int, scale: float) -> Array:
 
 
 def dense(layer: Tree, x: Array, chosen: Array, equation: str = "rtd,df->rtf", **end: Any) -> Array:
-    """`layers.dense` with each token's adapter: x·kernel + (x·down)·up + bias.
+    """`layers.dense` with each token's adapter, all in float32: x·kernel + (x·down)·up + bias.
 
     Args:
         x: [R, T, *in].

@@ -123,15 +123,28 @@ def _own_bytes(spec: ParamSpec, dtype: Any, mesh: Any, fsdp: bool) -> int:
 
 def activation_bytes(recipe: Recipe, dtype: Any, tokens: int, row: int, shards: int, platform: str) -> int:
     """An estimate for `tokens` in rows of `row`, on one of the `shards` devices that share a layer."""
-    # TPUs, and GPUs in 16 bits, keep the scores in the chip's own memory; elsewhere those of a layer (or of a block of
-    # its queries) and their softmax are written out in float32.
-    kept = platform == "tpu" or (platform == "gpu" and jnp.dtype(dtype) != jnp.float32 and row >= flash.QUERIES)
-    queries = 0 if kept else row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
-    scores = 2 * 4 * getattr(recipe.config, "num_heads", 1) * queries
+    # Where the scores do not stay on the chip, those of a layer (or of a block of its queries) and their softmax are
+    # written out in float32.
+    written = _queries_written_out(recipe.config, dtype, row, platform)
+    scores = 2 * 4 * getattr(recipe.config, "num_heads", 1) * written
     # The residual stream is whole on each device that shares a layer; the rest is split.
     whole = 4 * RESIDUALS * getattr(recipe.config, "hidden_size", 0)
     widest = (recipe.config.activation_bytes_per_token - whole) // shards + whole
     return tokens * (widest * jnp.dtype(dtype).itemsize // 4 + scores // shards)
+
+
+def _queries_written_out(config: Any, dtype: Any, row: int, platform: str) -> int:
+    """Of how many queries of a row the scores lie in memory at a time: as `attention` chooses on today's chips.
+
+    No device is asked: a plan may be for another machine.
+    """
+    if getattr(config, "biased_scores", False):
+        return row
+    width = getattr(config, "head_size", config.hidden_size // getattr(config, "num_heads", 1))
+    by_flash = jnp.dtype(dtype) == jnp.bfloat16 and row >= flash.QUERIES and width <= flash.WIDEST
+    if platform == "tpu" or (platform == "gpu" and by_flash):
+        return 0
+    return row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
 
 
 def needs_fsdp(recipe: Recipe, dtype: Any, mesh: Mesh) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh
 
 from jaxpool import ahead
@@ -149,7 +148,7 @@ def with_compiled(found: SlicePlan, recipe: Recipe, dtype: Any) -> SlicePlan:
     try:
         mesh = ahead.mesh_of(found.slice, best.model)
         executable, _ = ahead.compile_for(recipe, mesh, best.largest, dtype, fsdp=best.fsdp)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # XLA's own, and JAX's where the compiler does not start
         raise ValueError(f"{found.slice}, {best.arguments}: {str(error).splitlines()[0]}") from error
     memory = executable.memory_analysis()
     if memory is None:

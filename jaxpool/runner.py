@@ -23,7 +23,7 @@ from jaxpool.batch import OPTIONS, Arrays, Inputs
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder, Plan, Shape
 from jaxpool.hosts.rows import Rows
-from jaxpool.log import logger
+from jaxpool.log import logger, once
 from jaxpool.params import Tree
 from jaxpool.sharding import split_sequences
 
@@ -96,6 +96,17 @@ class Stats:
                 setattr(self, name, getattr(self, name) + count)
 
 
+def _compiled(lowered: jax.stages.Lowered, options: Mapping[str, Any]) -> jax.stages.Compiled:
+    """The executable. Options that a later XLA has dropped are no reason not to start: it goes without all of them."""
+    try:
+        return lowered.compile(dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        once(f"compiled without {sorted(options)}, which this XLA does not know all of: slower on this platform")
+        return lowered.compile()
+
+
 class Replica:
     """One sub-mesh with its own copy of the parameters and its own executables.
 
@@ -113,7 +124,6 @@ class Replica:
         self.mesh = mesh
         self._by_sequence = by_sequence
         self.in_flight = _IN_FLIGHT.get(mesh.devices.flat[0].platform, _IN_FLIGHT_ON_CHIPS)
-        self._options = dict(COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}))
         self._params = params
         self.rows = Rows(mesh)
         sharding = self.rows.sharding
@@ -143,7 +153,8 @@ class Replica:
         abstract = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=self.rows.sharding)
         inputs = self.programs[task].inputs(self.rows.of_all(shape.rows), shape, abstract)
         with jax.set_mesh(self.mesh), split_sequences(self._by_sequence):
-            compiled = self._jitted[task].lower(self._params, inputs).compile(self._options)
+            lowered = self._jitted[task].lower(self._params, inputs)
+            compiled = _compiled(lowered, COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {}))
         self._stats.add(compilations=1)
         return compiled
 

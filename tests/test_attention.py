@@ -1,7 +1,11 @@
 """Attention: the chips' kernels' arithmetic (interpreted) against the einsums, and which backend a program gets."""
 
 import logging
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,8 @@ TOKENS = 384  # three blocks of 128: the kernel itself takes shorter rows than a
 LONG = 512
 # Ends of the sequences in each row: packed with padding behind them, and nothing but padding.
 ROWS = ((100, 107, 300, 370), ())
-PALLAS = pytest.mark.parametrize("kernel", [splash, flash], ids=["splash", "flash"])
+KERNELS = (splash, flash)
+PALLAS = pytest.mark.parametrize("kernel", KERNELS, ids=["splash", "flash"])
 
 
 def segments_of(rows, tokens=TOKENS):
@@ -42,6 +47,7 @@ def case(*, heads=2, kv_heads=2, width=16, rows=ROWS, dtype="float32", seed=0, t
         ({"window": (64, 64)}, {}, {"scale": 0.7}),
         ({"window": (5, 200)}, {"heads": 6, "kv_heads": 2}, {"soft_cap": 0.5}),
         ({"causal": True, "window": (127, 0)}, {}, {}),
+        ({}, {"width": 200}, {}),
     ],
     ids=str,
 )
@@ -129,6 +135,16 @@ def test_blocked_writes_out_no_square(mask, alone, monkeypatch):
     assert f"{tokens},{tokens}" not in str(traced)
 
 
+def test_flash_where_numbers_are_64_bits_wide():
+    """`jax_enable_x64` is the user's: what has no dtype is float64 then."""
+    q, k, v = case()
+    mask, options = AttentionMask(segments_of(ROWS)), Options(0.25, None)
+    wanted = flash.attend(q, k, v, mask, None, options, interpret=True)
+    with jax.enable_x64(True):
+        found = flash.attend(q, k, v, mask, None, options, interpret=True)
+    np.testing.assert_array_equal(found, wanted)
+
+
 @PALLAS
 def test_a_kernel_in_bfloat16(kernel):
     q, k, v = case(dtype=jnp.bfloat16)
@@ -181,15 +197,48 @@ def test_flash_meets_no_key_of_other_sequences():
         np.testing.assert_array_equal(end, ends)
 
 
+# In a process of its own: a process has as many devices as it began with.
+ON_FOUR = """
+import sys
+import jax, numpy as np
+from jaxpool.attention import AttentionMask, Options, plain
+from jaxpool.sharding import make_mesh
+from tests.test_attention import KERNELS, ROWS, case, segments_of
+mask, options = {"causal": True, "window": (100, 0)}, Options(0.25, 30.0)
+rows = (*ROWS, (384,), (5, 6))
+segments, real = segments_of(rows), segments_of(rows) > 0
+for kernel in KERNELS:
+    for shards, heads, kv_heads in ((4, 8, 2), (4, 4, 1), (4, 12, 6), (2, 4, 4)):
+        q, k, v = case(heads=heads, kv_heads=kv_heads, rows=rows)
+        wanted = np.asarray(plain.attend(q, k, v, AttentionMask(segments, **mask), None, options))
+        with jax.set_mesh(make_mesh(jax.devices(), shards)):
+            compute = jax.jit(lambda q, k, v, s: kernel.attend(q, k, v, AttentionMask(s, **mask), None, options, interpret=True))
+            found = np.asarray(compute(q, k, v, segments))
+        np.testing.assert_allclose(found[real], wanted[real], atol=1e-5)
+        print(kernel.__name__, shards, heads, kv_heads)
+"""
+
+
+@pytest.mark.once
+def test_a_kernel_on_devices_that_share_heads():
+    env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", ON_FOUR], cwd=root, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4 * len(KERNELS)
+
+
 def on(platform, shape=(4, 1)):
     """A mesh of `platform`'s devices, which need not be here."""
     device = AbstractDevice(device_kind="any", num_cores=1, platform=platform)
     return use_abstract_mesh(AbstractMesh(shape, ("data", "model"), abstract_device=device))
 
 
-def pick(backend="auto", *, tokens=LONG, dtype="float32", bias=None, soft_cap=None, **mask):
-    q = jax.ShapeDtypeStruct((4, tokens, 2, 16), dtype)
-    return choose(backend, q, q, AttentionMask(segments_of(ROWS[:1]), **mask), bias, Options(1.0, soft_cap))
+def pick(backend="auto", *, tokens=LONG, width=16, dtype="float32", bias=None, scale=1.0, soft_cap=None, **mask):
+    q = jax.ShapeDtypeStruct((4, tokens, 2, width), dtype)
+    return choose(backend, q, q, AttentionMask(segments_of(ROWS[:1]), **mask), bias, Options(scale, soft_cap))
 
 
 def test_one_cpu_is_known_by_its_mesh():
@@ -219,7 +268,7 @@ def test_auto_goes_by_the_platform_of_the_mesh(caplog, monkeypatch):
     assert caplog.messages == [
         "attention: einsum, since splash cannot: rows have 384 tokens, and it is for 512 and more",
         "attention: einsum, since splash cannot: scores have a bias",
-        "attention: blocked, since splash cannot: 2 heads do not divide over the devices",
+        "attention: blocked, since splash cannot: 2 heads do not divide over 4 devices",
     ]
 
 
@@ -232,7 +281,8 @@ def test_a_gpu_has_two_kernels(monkeypatch):
         assert gpu() == gpu(causal=True) == gpu(causal=True, window=(5, 0)) == "cudnn"
         assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == gpu(soft_cap=50.0) == "flash"
         assert gpu(tokens=128, lengths=several) == "flash"
-        assert gpu(dtype="float32") == "blocked"
+        assert gpu(dtype="float32") == gpu(lengths=several, width=264) == "blocked"
+        assert gpu(lengths=several, scale=jnp.float32(0.3)) == "blocked"  # it may be a tracer
         assert gpu(bias=0) == gpu(tokens=64, lengths=several) == "einsum"
         monkeypatch.setattr(nvidia, "compute_capability", lambda: (7, 5))
         assert gpu() == "blocked"

@@ -46,7 +46,7 @@ CODE = """
 import json, sys
 from dataclasses import asdict
 import jax, jax.numpy as jnp
-from benchmarks import aot
+from benchmarks import aot, gpu_aot
 from benchmarks.published import recipe_of
 from jaxpool.ahead import mesh_of, prepare
 from jaxpool.attention import AttentionMask, attention
@@ -70,6 +70,10 @@ def kernel(where, width, tokens):
         q, kv = make(2, tokens, 4, width), make(2, tokens, 2, width)
         return jax.jit(program).lower(q, kv, kv, make(2, tokens, dtype=jnp.int32)).compile().as_text()
 
+def by_the_library():
+    gpu_aot.choose_products(triton=False)
+    return measure("small", config, *cases[1])
+
 def by_cudnn():
     # There is no GPU, and no cuDNN, to ask for a version.
     from jax._src.cudnn import fused_attention_stablehlo as stablehlo
@@ -87,7 +91,7 @@ def by_cudnn():
         return jax.jit(program).lower(q, kv, kv, *numbers).compile().as_text()
 
 kernels = [kernel(where, *case).count(aot.KERNELS["gpu"]) for where in ("l4:1", "h100:1") for case in heads]
-print(json.dumps([found, kernels, by_cudnn()]))
+print(json.dumps([found, kernels, by_cudnn(), by_the_library()]))
 """
 
 
@@ -134,6 +138,11 @@ def test_devices_that_share_layers(programs):
     assert programs["shared kv heads"]["collectives"] == {"all-reduce": 2 * CONFIG["num_hidden_layers"] + 1}
 
 
+def test_the_librarys_products_add_the_bias(compiled):
+    """Each layer's six products, in the one call: the others would read and write its result once more."""
+    assert compiled[3]["traffic"]["products"] == pytest.approx(compiled[0][CASES[1]]["traffic"]["products"], rel=0.02)
+
+
 @pytest.mark.parametrize("case", CASES[1:], ids=str)
 def test_results_are_rounded_before_they_are_written_out(programs, case):
     """Products read and write 16 bits; all else moves a layer's rows a few times."""
@@ -145,6 +154,11 @@ def test_results_are_rounded_before_they_are_written_out(programs, case):
     assert found["traffic"]["kernels"] == pytest.approx(layers * tokens * 2 * 4 * width, rel=0.03)
     # Two norms of 3 rows each, GELU's 2, and the embeddings.
     assert found["traffic"]["rest"] < 1.3 * layers * tokens * 2 * (6 * width + 2 * mlp)
+
+
+def test_no_bytes_of_what_may_run_any_number_of_times():
+    with pytest.raises(ValueError, match=r"loop\.1: a while, which moves what nobody can tell"):
+        hlo.traffic("\nENTRY %main {\n  %loop.1 = (f32[2]{0}) while(%x), condition=%a, body=%b\n}\n")
 
 
 def test_the_kernel_fits_every_head(compiled):

@@ -1,12 +1,13 @@
 """The token budget by platform and free memory, and the memory plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
 from jaxpool import memory
 from jaxpool.batching import make_ladder
 from jaxpool.hub import MINILM, resolve
+from jaxpool.models import mpnet, post_norm
 from jaxpool.recipe import read_recipe
 
 DTYPES = ("float32", "bfloat16")
@@ -35,6 +36,20 @@ def test_the_budget_follows_the_free_memory(recipe):
     # Scores of float32 are written out on GPUs; those of bfloat16 stay in their kernel.
     assert recipe.max_length <= tight["float32"] < tight["bfloat16"] == memory.CHIP_BUDGET
     assert memory.token_budget(recipe, "bfloat16", Device("gpu", 2**20)) <= recipe.max_length
+
+
+def test_scores_that_are_written_out(recipe):
+    def queries(dtype, row, platform, **config):
+        return memory._queries_written_out(replace(recipe.config, **config), dtype, row, platform)
+
+    assert queries("bfloat16", 512, "tpu") == queries("bfloat16", 128, "gpu") == 0
+    assert queries("bfloat16", 64, "gpu") == 64
+    assert queries("float32", 2048, "gpu") == queries("bfloat16", 2048, "cpu") == 128
+    assert queries("bfloat16", 512, "gpu", num_heads=1) == 128  # of 384 features
+    sizes = {field.name: getattr(recipe.config, field.name) for field in fields(post_norm.Config)}
+    biased = mpnet.Config(**sizes, position_rows=514, bucket_rows=32)
+    assert memory._queries_written_out(biased, "bfloat16", 512, "gpu") == 512
+    assert memory._queries_written_out(biased, "bfloat16", 512, "tpu") == 512
 
 
 def test_the_plan_counts_what_the_checkpoint_holds(recipe):

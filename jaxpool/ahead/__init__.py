@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 from jax.sharding import Mesh
@@ -22,8 +21,25 @@ from jaxpool.runner import Replica, Stats
 from jaxpool.sharding import make_mesh, param_sharding
 from jaxpool.slices import Slice
 
-# By a chip's platform: `missing()`, `ENVIRONMENT`, and `devices(slice)`.
-COMPILERS: Mapping[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
+
+class Compiler(NamedTuple):
+    """A platform's compiler.
+
+    Attributes:
+        missing: () -> why it is not here, or None.
+        devices: slice -> its chips, which need not be there.
+        environment: what it asks of the machine that it believes to run on.
+    """
+
+    missing: Callable[[], str | None]
+    devices: Callable[[Slice], Sequence[Any]]
+    environment: Mapping[str, str]
+
+
+COMPILERS: Mapping[str, Compiler] = {
+    "tpu": Compiler(tpu.missing, tpu.devices, tpu.ENVIRONMENT),
+    "gpu": Compiler(gpu.missing, gpu.devices, {}),
+}
 
 
 def missing(platform: str) -> str | None:
@@ -33,7 +49,7 @@ def missing(platform: str) -> str | None:
 
 def prepare(platform: str) -> None:
     """Tells this process to compile for a platform and to look for no chip. Before JAX's first use."""
-    for name, value in COMPILERS[platform].ENVIRONMENT.items():
+    for name, value in COMPILERS[platform].environment.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
 

@@ -11,7 +11,6 @@ from jax.experimental import topologies
 
 from jaxpool.slices import Slice
 
-ENVIRONMENT: Mapping[str, str] = {}
 PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 # Kernels are compiled for a version of CUDA and of cuDNN; these are what the plugin of JAX 0.10 was built with.
 CUDA, CUDNN = (13, 0, 0), (9, 12, 0)

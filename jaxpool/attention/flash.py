@@ -36,11 +36,10 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
         "scores have a bias": bias is not None,
         f"rows have {tokens} tokens, and it is for {QUERIES} and more": tokens < QUERIES,
         f"heads have {width} features, and it takes up to {WIDEST}": width > WIDEST,
-        f"{q.shape[2]} heads do not divide over the devices": kernels.unevenly(q),
         nvidia.TOO_OLD: nvidia.too_old(),
         "the scale is not a number": not isinstance(options.scale, int | float),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), kernels.uneven(q))
 
 
 def attend(
@@ -150,28 +149,29 @@ def _kernel(
 
     queries, padded = q_ref.shape
     start = pl.program_id(0) * queries
-    own = start + jnp.arange(queries)
+    own = start + jnp.arange(queries, dtype=jnp.int32)
     own_segments = segments_ref[pl.ds(start, queries)]
     real_width = (jnp.arange(padded) < width)[None, :]
     q = triton.load(q_ref, mask=real_width, other=0.0)
-    # exp(s) = 2^(s · log₂ e), which is what the hardware has.
-    log2_e = math.log2(math.e)
+    # exp(s) = 2^(s · log₂ e), which is what the hardware has. One factor, but where the scores are capped in between.
+    log2_e, capped = math.log2(math.e), options.soft_cap is not None
+    scale, power = (options.scale, log2_e) if capped else (options.scale * log2_e, 1.0)
 
     def step(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, total, largest = carry
         these = pl.ds(number * keys, keys)
         k = triton.load(k_ref.at[these, :], mask=real_width, other=0.0)
         v = triton.load(v_ref.at[these, :], mask=real_width, other=0.0)
-        scores = triton.dot(q, k.T) * options.scale
+        scores = triton.dot(q, k.T) * scale
         if options.soft_cap is not None:
-            scores = jnp.tanh(scores / options.soft_cap) * options.soft_cap
+            scores = jnp.tanh(scores / options.soft_cap) * (options.soft_cap * power)
         visible = own_segments[:, None] == segments_ref[these][None, :]
-        ahead = (number * keys + jnp.arange(keys))[None, :] - own[:, None]
+        ahead = (number * keys + jnp.arange(keys, dtype=jnp.int32))[None, :] - own[:, None]
         if causal:
             visible &= ahead <= 0
         if window is not None:
             visible &= (ahead >= -window[0]) & (ahead <= window[1])
-        scores = jnp.where(visible, scores * log2_e, plain.MASKED)
+        scores = jnp.where(visible, scores, plain.MASKED)
         above = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp2(scores - above[:, None])
         # What was summed so far counted from another maximum. Where nothing was visible yet, this makes it nothing.
@@ -179,8 +179,12 @@ def _kernel(
         mixed = mixed * shrink[:, None] + triton.dot(weights.astype(v.dtype), v)
         return mixed, total * shrink + weights.sum(-1), above
 
-    nothing = jnp.zeros((queries, padded), jnp.float32), jnp.zeros(queries), jnp.full(queries, plain.MASKED)
-    steps = first_ref[...] // keys, pl.cdiv(end_ref[...], keys)
+    nothing = (
+        jnp.zeros((queries, padded), jnp.float32),
+        jnp.zeros(queries, jnp.float32),
+        jnp.full(queries, plain.MASKED, jnp.float32),
+    )
+    steps = first_ref[...] // keys, (end_ref[...] + (keys - 1)) // keys
     mixed, total, _ = jax.lax.fori_loop(*steps, step, nothing)
     # Padding alone has met no key.
     mixed = mixed / jnp.maximum(total, 1e-30)[:, None]

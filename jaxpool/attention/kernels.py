@@ -13,9 +13,10 @@ from jaxpool.sharding import axis_size, partition
 Array = jax.Array
 
 
-def unevenly(q: Array) -> bool:
-    """Whether the heads of q [R, T, N, H] do not divide over the devices that share them."""
-    return q.shape[2] % axis_size("heads") > 0
+def uneven(q: Array) -> str | None:
+    """Says so where the heads of q [R, T, N, H] do not divide over the devices that share them."""
+    heads, shards = q.shape[2], axis_size("heads")
+    return f"{heads} heads do not divide over {shards} devices" if heads % shards else None
 
 
 def run(compute: Callable[..., Array], q: Array, k: Array, v: Array, segments: Array, *, block: int) -> Array:

@@ -10,14 +10,19 @@ TOO_OLD = "the GPU is older than NVIDIA's Ampere, or another maker's"
 
 
 def compute_capability() -> tuple[int, ...] | None:
-    """NVIDIA's version of the first GPU, () for other makers' ("gfx90a"); None without a GPU.
+    """NVIDIA's version of the GPUs of the mesh in context (without one, of the first), () for other makers' ("gfx90a").
 
-    Without one, a program is compiled for another machine.
+    None where no such GPU is here: the program is compiled for another machine.
     """
+    wanted = jax.sharding.get_abstract_mesh().abstract_device
     try:
-        version = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "")
+        gpus = jax.local_devices(backend="gpu")
     except RuntimeError:
         return None
+    own = [gpu for gpu in gpus if wanted is None or gpu.device_kind == wanted.device_kind]
+    if not own:
+        return None
+    version = getattr(own[0], "compute_capability", "")
     return tuple(map(int, version.split("."))) if version.replace(".", "").isdigit() else ()
 
 

@@ -30,9 +30,8 @@ def unsupported(q: Array, k: Array, mask: AttentionMask, bias: Array | None, opt
     reasons = {
         "scores have a bias": bias is not None,
         f"rows have {tokens} tokens, and it is for {MIN_TOKENS} and more": tokens < MIN_TOKENS,
-        f"{q.shape[2]} heads do not divide over the devices": kernels.unevenly(q),
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), kernels.uneven(q))
 
 
 def attend(

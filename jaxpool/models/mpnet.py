@@ -41,6 +41,11 @@ class Config(post_norm.Config):
     bucket_rows: int
 
     @property
+    def biased_scores(self) -> bool:
+        """No attention kernel takes a bias: the scores are written out (`jaxpool/memory.py`)."""
+        return True
+
+    @property
     def max_length(self) -> int:
         """Positions start behind the padding id."""
         return self.position_rows - PADDING_ID - 1
