@@ -274,7 +274,7 @@ def test_auto_goes_by_the_platform_of_the_mesh(caplog, monkeypatch):
 
 def test_a_gpu_has_two_kernels(monkeypatch):
     one, several = np.full((1, 1), 300), np.full((1, 8), 30)
-    gpu = partial(pick, dtype="bfloat16", lengths=one)
+    gpu, array = partial(pick, dtype="bfloat16", lengths=one), jnp.float32(0.3)
     with on("gpu"):
         assert gpu() == "flash"  # no GPU here to ask for cuDNN
         monkeypatch.setattr(nvidia, "compute_capability", lambda: (9, 0))
@@ -282,7 +282,7 @@ def test_a_gpu_has_two_kernels(monkeypatch):
         assert gpu(window=(5, 5)) == gpu(lengths=several) == gpu(lengths=None) == gpu(soft_cap=50.0) == "flash"
         assert gpu(tokens=128, lengths=several) == "flash"
         assert gpu(dtype="float32") == gpu(lengths=several, width=264) == "blocked"
-        assert gpu(lengths=several, scale=jnp.float32(0.3)) == "blocked"  # it may be a tracer
+        assert gpu(lengths=several, scale=array) == "blocked"  # it may be a tracer
         assert gpu(bias=0) == gpu(tokens=64, lengths=several) == "einsum"
         monkeypatch.setattr(nvidia, "compute_capability", lambda: (7, 5))
         assert gpu() == "blocked"
