@@ -22,10 +22,15 @@ def flags() -> list[str]:
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores, units, system and Python."""
+    """Processor, cores, units, system and Python.
+
+    A virtual machine may say no more of its processor than "AMD EPYC": its family and model tell the generation.
+    """
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    numbers = {key: _cpuinfo(key) for key in ("cpu family", "model")}
     return {
         "cpu": name,
+        "family": ", ".join(f"{key.removeprefix('cpu ')} {number}" for key, number in numbers.items() if number),
         "cores": cores(),
         "flags": flags(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -47,5 +47,6 @@ def _stands(cell: Cell) -> bool:
 
 def _key(cell: Cell) -> tuple[str, ...]:
     machine = cell["machine"]
-    unit = " ".join(machine["flags"])  # one name may stand for several kinds of CPU
-    return (machine["cpu"], unit, str(machine["cores"]), cell["model"], cell["length"], cell["dtype"], cell["engine"])
+    # One name may stand for several kinds of CPU; cells of before 2026-11-30 do not say the family.
+    kind = " ".join([machine.get("family", ""), *machine["flags"]])
+    return (machine["cpu"], kind, str(machine["cores"]), cell["model"], cell["length"], cell["dtype"], cell["engine"])

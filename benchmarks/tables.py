@@ -110,7 +110,8 @@ def _rate(cell: Cell) -> str:
 
 def _machine(cell: Cell) -> tuple[str, int, tuple[str, ...]]:
     machine = cell["machine"]
-    return machine["cpu"], machine["cores"], tuple(machine["flags"])
+    name = ", ".join(filter(None, (machine["cpu"], machine.get("family"))))
+    return name, machine["cores"], tuple(machine["flags"])
 
 
 def _head(names: list[str]) -> Iterator[str]:

@@ -267,6 +267,11 @@ def test_cells_without_a_mark_are_older_and_errors_replace_no_figure(tmp_path):
     assert list(results) == [cell]
     results.put(now)
     assert Results(file).done(now)
+    # One name, one set of units, and another generation of CPU.
+    other = now | {"machine": machine | {"family": "family 23, model 1"}}
+    assert not Results(file).done(other)
+    results.put(other)
+    assert list(results) == [now, other]
 
 
 def test_the_mark_is_of_the_packages_files(tmp_path):
