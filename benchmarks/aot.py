@@ -28,7 +28,7 @@ from benchmarks.published import MODELS, recipe_of
 from jaxpool.ahead import compile_for, mesh_of, missing, prepare
 from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
-from jaxpool.memory import CHIP_BUDGET, memory_plan
+from jaxpool.memory import CHIP_BUDGET, head_size, memory_plan
 from jaxpool.params import flatten
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe
@@ -134,17 +134,16 @@ def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> int:
 def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:
     """What must not be in a program of long rows, and is."""
     config, tokens = recipe.config, figures.tokens
-    head_size = getattr(config, "head_size", config.hidden_size // config.num_heads)
     groups = figures.chips // figures.model_shards
-    widths = {config.hidden_size, config.hidden_size // groups, config.mlp_size, config.num_heads * head_size}
-    if tokens not in widths:
-        if figures.squares:
-            yield f"[T, T] arrays: {figures.squares}"
-    # [T, T] may be tokens by width here, so memory tells: one layer's scores would be as much as all else.
-    elif figures.model_shards == 1:
-        scores = shape.area // figures.chips * tokens * config.num_heads * 2
-        if figures.temporary >= scores:
-            yield f"temporary {figures.temporary:,} bytes, as much as the scores in 16 bits: {scores:,}"
+    widths = {config.hidden_size, config.hidden_size // groups, config.mlp_size, config.num_heads * head_size(config)}
+    # Where T is a width of the model too, [T, T] may be tokens by width: there the bound below speaks alone.
+    if tokens not in widths and figures.squares:
+        yield f"[T, T] arrays: {figures.squares}"
+    scores = shape.area // figures.chips * tokens * config.num_heads * 2
+    # A large model's other temporaries alone are as much as a layer's scores: what is planned for them comes on top.
+    allowed = scores if tokens in widths else scores + max(0, figures.planned - figures.arguments)
+    if figures.model_shards == 1 and figures.temporary >= allowed:
+        yield f"temporary {figures.temporary:,} bytes, as much as the scores in 16 bits: {scores:,}"
     if figures.weight_copies:
         yield f"copies of stacked weights: {figures.weight_copies}"
     if recipe.task not in PER_TOKEN:

@@ -140,11 +140,16 @@ def _queries_written_out(config: Any, dtype: Any, row: int, platform: str) -> in
     """
     if getattr(config, "biased_scores", False):
         return row
-    width = getattr(config, "head_size", config.hidden_size // getattr(config, "num_heads", 1))
-    by_flash = jnp.dtype(dtype) == jnp.bfloat16 and row >= flash.QUERIES and width <= flash.WIDEST
+    by_flash = jnp.dtype(dtype) == jnp.bfloat16 and row >= flash.QUERIES and head_size(config) <= flash.WIDEST
     if platform == "tpu" or (platform == "gpu" and by_flash):
         return 0
     return row if row < blocked.MIN_TOKENS else blocked.CHIP_QUERIES
+
+
+def head_size(config: Any) -> int:
+    """Features of a head: the config's own, or its part of the width; 0 for a config that says neither."""
+    own = getattr(config, "head_size", None)
+    return own or getattr(config, "hidden_size", 0) // getattr(config, "num_heads", 1)
 
 
 def needs_fsdp(recipe: Recipe, dtype: Any, mesh: Mesh) -> bool:

@@ -46,6 +46,9 @@ def test_scores_that_are_written_out(recipe):
     assert queries("bfloat16", 64, "gpu") == 64
     assert queries("float32", 2048, "gpu") == queries("bfloat16", 2048, "cpu") == 128
     assert queries("bfloat16", 512, "gpu", num_heads=1) == 128  # of 384 features
+    assert (
+        memory._queries_written_out(object(), "bfloat16", 512, "gpu") == 0
+    )  # an architecture of one's own may say nothing
     sizes = {field.name: getattr(recipe.config, field.name) for field in fields(post_norm.Config)}
     biased = mpnet.Config(**sizes, position_rows=514, bucket_rows=32)
     assert memory._queries_written_out(biased, "bfloat16", 512, "gpu") == 512
