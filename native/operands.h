@@ -25,7 +25,6 @@ class Stored {
         x_(static_cast<const Word*>(x)),
         panels_(static_cast<const Word*>(call.panels) + piece.column * words) {}
 
-  int64_t words() const { return words_; }
   int64_t stride() const { return words_; }
   void open(int64_t first, int64_t) { first_ = first; }
   const Word* row(int64_t number) const { return x_ + number * words_ + first_; }
@@ -41,6 +40,7 @@ class Stored {
 class InPlace : public Stored<float, Rows<kColumns>> {
  public:
   static int64_t memory(const Product&, const Piece&) { return 0; }
+  static int64_t words_of(const Product& call) { return call.inputs; }
   static float start(int64_t) { return 0; }
 
   InPlace(const Product& call, const Piece& piece, Word*)
@@ -53,16 +53,15 @@ template <class Word>
 class Tiled : public Stored<Word, TileRows> {
  public:
   static int64_t memory(const Product& call, const Piece& piece) { return piece.rows * words_of(call); }
+  static int64_t words_of(const Product& call) { return round_up(call.width(), 64) / int64_t{sizeof(Word)}; }
 
   Tiled(const Product& call, const Piece& piece, Word* memory)
       : Stored<Word, TileRows>(whole(call, piece, memory), call, piece, words_of(call)) {}
 
   // Of a whole row: asked before a part is opened.
-  Sum<Word> start(int64_t number) const { return Word::start(this->row(number), this->words()); }
+  Sum<Word> start(int64_t number) const { return Word::start(this->row(number), this->stride()); }
 
  private:
-  static int64_t words_of(const Product& call) { return round_up(call.width(), 64) / int64_t{sizeof(Word)}; }
-
   static const void* whole(const Product& call, const Piece& piece, Word* memory) {
     const int64_t width = call.width(), row_bytes = words_of(call) * sizeof(Word);
     const char* x = static_cast<const char*>(call.x) + piece.row * width;
@@ -104,6 +103,7 @@ class Widened {
   using Layout = Rows<kColumns>;
   static constexpr int64_t kBytes = 64, kWords = 32, kTile = 16;
   static int64_t memory(const Product&, const Piece& piece) { return kDepth * (kColumns + piece.rows); }
+  static int64_t words_of(const Product& call) { return (call.width() + kBytes - 1) / kBytes * kWords; }
 
   Widened(const Product& call, const Piece& piece, Word* memory)
       : width_(call.width()),
@@ -115,7 +115,6 @@ class Widened {
     tiles_ = static_cast<const char*>(call.panels) + piece.column * steps_ * kBytes;
   }
 
-  int64_t words() const { return steps_ * kWords; }
   int64_t stride() const { return kDepth; }
 
   void open(int64_t first, int64_t depth) {

@@ -61,7 +61,7 @@ class Ending {
           y = __builtin_convertvector(load<Ints>(sums), Floats) * (scale_[half] * row_scale_[row]);
         else
           y = load<Floats>(sums);
-        y = Activation::of(y + bias_[half]);
+        y = Activation::template of<Out>(y + bias_[half]);
         const int64_t to = at_ + row * stride_ + half * W, count = Whole ? W : columns_ - half * W;
         if (other_) {
           const Floats z = as_floats(other_, other_bfloat16_, to, count);

@@ -19,39 +19,59 @@ inline Floats hadamard(Floats x) {
   }
 }
 
+// Rows at a time: while one waits for its largest number and for divisions, the others are computed.
+constexpr int kRowsTogether = 4;
+
+// The values of a row; the largest magnitude's bits, lane by lane: without their signs they lie as numbers do, NaN
+// above all.
+template <int Block>
+inline Ints rotate(const Quantise& call, int64_t row, float* values) {
+  constexpr int kStep = Block > W ? Block : W;
+  const float norm = 1 / __builtin_sqrtf(Block);
+  Ints most = {};
+  for_each_vector<kStep>(call.width, [&](int64_t i, int64_t count) {
+    Floats x[kStep / W];
+    for (int part = 0; part < kStep / W; ++part)
+      x[part] = as_floats(call.x, call.bfloat16, row * call.width + i + part * W, count - part * W);
+    if constexpr (kStep > W) {
+      static_assert(kStep == 2 * W);
+      const Floats near = x[0], far = x[1];
+      x[0] = near + far;
+      x[1] = near - far;
+    }
+    for (int part = 0; part < kStep / W; ++part) {
+      const Floats y = hadamard<(Block > W ? W : Block) / 2>(x[part]) * norm;
+      store(values + i + part * W, y);
+      const Ints size = bits<Ints>(y) & 0x7fffffff;
+      most = size > most ? size : most;
+    }
+  });
+  return most;
+}
+
+// Values times `share`, to the nearest integers.
+inline void round_to(int8_t* out, const float* values, int64_t width, float share) {
+  constexpr float kRounding = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
+  for_each_vector(width, [&](int64_t i, int64_t count) {
+    const Ints whole = bits<Ints>(load<Floats>(values + i) * share + kRounding) - bits<int32_t>(kRounding);
+    store_part(out + i, as_bytes(whole), count);
+  });
+}
+
 template <int Block>
 inline void quantise_rows(const Quantise call, int64_t first_row, int64_t rows) {
-  constexpr int kStep = Block > W ? Block : W;
-  constexpr float kRounding = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
-  const int64_t width = call.width;
-  const float norm = 1 / __builtin_sqrtf(Block);
-  float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
-  for (int64_t row = first_row; row < first_row + rows; ++row) {
-    Ints most = {};  // of numbers' bits without their signs, which lie as they do; NaN above all
-    for_each_vector<kStep>(width, [&](int64_t i, int64_t count) {
-      Floats x[kStep / W];
-      for (int part = 0; part < kStep / W; ++part)
-        x[part] = as_floats(call.x, call.bfloat16, row * width + i + part * W, count - part * W);
-      if constexpr (kStep > W) {
-        static_assert(kStep == 2 * W);
-        const Floats near = x[0], far = x[1];
-        x[0] = near + far;
-        x[1] = near - far;
-      }
-      for (int part = 0; part < kStep / W; ++part) {
-        const Floats y = hadamard<(Block > W ? W : Block) / 2>(x[part]) * norm;
-        store(values + i + part * W, y);
-        const Ints size = bits<Ints>(y) & 0x7fffffff;
-        most = size > most ? size : most;
-      }
-    });
-    const float top = bits<float>(largest(most));
-    const float step = top / 127 < __FLT_MIN__ ? __FLT_MIN__ : top / 127, share = 1 / step;
-    for_each_vector(width, [&](int64_t i, int64_t count) {
-      const Ints whole = bits<Ints>(load<Floats>(values + i) * share + kRounding) - bits<int32_t>(kRounding);
-      store_part(call.out + row * width + i, as_bytes(whole), count);
-    });
-    call.scale[row] = step;
+  const int64_t stride = round_up(call.width, W);
+  float* values = reinterpret_cast<float*>(jaxpool::workspace(kRowsTogether * stride * sizeof(float)));
+  for (int64_t row = first_row; row < first_row + rows; row += kRowsTogether) {
+    const int64_t count = smaller(kRowsTogether, first_row + rows - row);
+    Ints most[kRowsTogether];
+    for (int64_t i = 0; i < count; ++i) most[i] = rotate<Block>(call, row + i, values + i * stride);
+    for (int64_t i = 0; i < count; ++i) {
+      const float step = bits<float>(largest(most[i])) / 127;
+      call.scale[row + i] = step < __FLT_MIN__ ? __FLT_MIN__ : step;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      round_to(call.out + (row + i) * call.width, values + i * stride, call.width, 1 / call.scale[row + i]);
   }
 }
 

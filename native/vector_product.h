@@ -15,25 +15,33 @@ struct Finish {
   };
 };
 
+// What a block's rows of sums begin with.
+template <class Sums>
+inline void fill(Sums* sums, const Sums* starts, int64_t count) {
+  for (int64_t row = 0; row < count; ++row) {
+    for (int64_t column = 0; column < kColumns; column += W)
+      store(sums + row * kColumns + column, starts[row] + Lanes<Sums>{});
+  }
+}
+
 template <class Operands>
 inline void multiply(const Product& call, const Piece& piece) {
   using Word = typename Operands::Word;
   using Layout = typename Operands::Layout;
   using Sums = Sum<Word>;
   static_assert(sizeof(Word) == sizeof(Sums));
-  const int64_t panels = (piece.columns + kColumns - 1) / kColumns, size = panels * piece.rows * kColumns;
-  Sums* all = reinterpret_cast<Sums*>(jaxpool::workspace((size + Operands::memory(call, piece)) * sizeof(Word)));
-  Operands operands(call, piece, reinterpret_cast<Word*>(all + size));
-  for (int64_t row = 0; row < piece.rows; ++row) {
-    const Lanes<Sums> start = operands.start(row) + Lanes<Sums>{};
-    for (int64_t number = 0; number < panels; ++number) {
-      for (int64_t column = 0; column < kColumns; column += W)
-        store(all + (number * piece.rows + row) * kColumns + column, start);
-    }
-  }
-  const int64_t words = operands.words();
+  constexpr int64_t kBlock = ROWS * kColumns;
+  const int64_t panels = (piece.columns + kColumns - 1) / kColumns, blocks = (piece.rows + ROWS - 1) / ROWS;
+  const int64_t words = Operands::words_of(call);
+  // Sums that one part of the words completes need not be kept: a block's lie where the last one's did.
+  const int64_t kept = words > kDepth ? panels * blocks * kBlock : kBlock, starting = round_up(piece.rows, W);
+  Sums* all =
+      reinterpret_cast<Sums*>(jaxpool::workspace((kept + starting + Operands::memory(call, piece)) * sizeof(Word)));
+  Sums* starts = all + kept;
+  Operands operands(call, piece, reinterpret_cast<Word*>(starts + starting));
+  for (int64_t row = 0; row < piece.rows; ++row) starts[row] = operands.start(row);
   // Over a panel: the next one is fetched from memory meanwhile.
-  const int64_t passes = (piece.rows + ROWS - 1) / ROWS * (kColumns / (2 * W));
+  const int64_t passes = blocks * (kColumns / (2 * W));
   for (int64_t word = 0; word < words; word += kDepth) {
     const int64_t depth = smaller(kDepth, words - word);
     operands.open(word, depth);
@@ -42,7 +50,8 @@ inline void multiply(const Product& call, const Piece& piece) {
       Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
       for (int64_t row = 0; row < piece.rows; row += ROWS) {
         const int64_t count = smaller(ROWS, piece.rows - row);
-        Sums* sums = all + (number * piece.rows + row) * kColumns;
+        Sums* sums = words > kDepth ? all + (number * blocks + row / ROWS) * kBlock : all;
+        if (word == 0) fill(sums, starts + row, count);
         for (int64_t half = 0; half < kColumns; half += 2 * W) {
           product_of<ROWS, Layout, true>(count, operands.row(row), operands.stride(), panel + half,
                                          panel + half + Layout::kRight, depth, sums + half, kColumns, ahead);

@@ -147,6 +147,8 @@ def test_activations_of_every_size(by, takes, activation):
         wanted = np.asarray(ACTIVATIONS[activation](jnp.asarray(x, jnp.float64)))
     own = packing.ACTIVATIONS[activation]
     assert error(product(jnp.asarray(x), packed, activation=own, by=by), wanted) < 1e-6
+    brief = np.asarray(product(jnp.asarray(x), packed, activation=own, dtype=jnp.bfloat16, by=by), np.float64)
+    assert (np.abs(brief - wanted) <= 1.25 * 2**-8 * np.abs(wanted) + 3e-6).all()  # its own rounding, and a quarter
     special = np.zeros((3, 32), x.dtype)
     special[0, 3], special[1, 4], special[2, 5] = np.nan, np.inf, 3e38
     found = np.asarray(product(jnp.asarray(special), packed, activation=own, by=by))
