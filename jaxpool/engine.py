@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxpool import pipeline
 from jaxpool.batch import Sequence as TokenSequence
 from jaxpool.batching import Ladder
 from jaxpool.chunks import merge
 from jaxpool.hosts import make_schedule
-from jaxpool.placement import keeps_stacks, load_to_mesh, packed, stored_bytes
+from jaxpool.placement import give_back_freed, keeps_stacks, load_to_mesh, packed, shared, stored_bytes
 from jaxpool.program import IMAGE, make_programs, with_images
 from jaxpool.progress import Progress, UseTqdm, loading_bar
 from jaxpool.prompts import Shown
@@ -80,10 +80,10 @@ class Engine:
         )
         with loading_bar(stored_bytes(recipe, dtype)) as progress:
             params = packed(load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how), recipe, meshes[0])
-        replicas = []
-        for mesh in meshes:
-            own = jax.tree.map(lambda leaf, mesh=mesh: NamedSharding(mesh, leaf.sharding.spec), params)
-            replicas.append(Replica(mesh, jax.device_put(params, own), programs, self.stats, by_sequence=by_sequence))
+        give_back_freed()
+        replicas = [
+            Replica(mesh, shared(params, mesh), programs, self.stats, by_sequence=by_sequence) for mesh in meshes
+        ]
         patience = LAST_WORDS if self.schedule.binding else None
         own_rows = replicas[0].rows.of_own
         ladders = {} if tower is None else {IMAGE: tower.with_rows(own_rows)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -131,6 +132,26 @@ def packed(params: Tree, recipe: Recipe, mesh: Mesh) -> Tree:
         return replace(leaf, values=tiles) if isinstance(leaf, QuantArray) else tiles
 
     return others | {"backbone": unflatten({path: of(path, left.pop(path)) for path in list(left)})}
+
+
+def shared(params: Tree, mesh: Mesh) -> Tree:
+    """The same parameters on another mesh; on one CPU device the very same memory, so that streams hold weights once.
+
+    JAX copies an array from one device to another, also where both are the host's; what numpy sees of it, it only keeps.
+    """
+
+    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+    def put(leaf: jax.Array) -> jax.Array:
+        return jax.device_put(np.asarray(leaf) if one_cpu else leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+    return jax.tree.map(put, params)
+
+
+def give_back_freed() -> None:
+    """Memory that loading has freed goes back to the system; glibc keeps it otherwise, as much as half the weights."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library, another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def stored_bytes(recipe: Recipe, dtype: Any) -> int:

@@ -108,7 +108,7 @@ def _compiled(lowered: jax.stages.Lowered, options: Mapping[str, Any]) -> jax.st
 
 
 class Replica:
-    """One sub-mesh with its own copy of the parameters and its own executables.
+    """One sub-mesh with its own executables.
 
     Args:
         mesh: its devices.

@@ -15,6 +15,9 @@ struct Finish {
   };
 };
 
+// How many rows the next block takes of so many: the last two share theirs, as few sums wait for one another.
+inline int64_t block_of(int64_t rows) { return rows > ROWS && rows < 2 * ROWS ? (rows + 1) / 2 : smaller(ROWS, rows); }
+
 // What a block's rows of sums begin with.
 template <class Sums>
 inline void fill(Sums* sums, const Sums* starts, int64_t count) {
@@ -30,11 +33,10 @@ inline void multiply(const Product& call, const Piece& piece) {
   using Layout = typename Operands::Layout;
   using Sums = Sum<Word>;
   static_assert(sizeof(Word) == sizeof(Sums));
-  constexpr int64_t kBlock = ROWS * kColumns;
   const int64_t panels = (piece.columns + kColumns - 1) / kColumns, blocks = (piece.rows + ROWS - 1) / ROWS;
   const int64_t words = Operands::words_of(call);
   // Sums that one part of the words completes need not be kept: a block's lie where the last one's did.
-  const int64_t kept = words > kDepth ? panels * blocks * kBlock : kBlock, starting = round_up(piece.rows, W);
+  const int64_t kept = (words > kDepth ? panels * piece.rows : ROWS) * kColumns, starting = round_up(piece.rows, W);
   Sums* all =
       reinterpret_cast<Sums*>(jaxpool::workspace((kept + starting + Operands::memory(call, piece)) * sizeof(Word)));
   Sums* starts = all + kept;
@@ -48,9 +50,9 @@ inline void multiply(const Product& call, const Piece& piece) {
     for (int64_t number = 0; number < panels; ++number) {
       const Word* panel = operands.panel(number);
       Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
-      for (int64_t row = 0; row < piece.rows; row += ROWS) {
-        const int64_t count = smaller(ROWS, piece.rows - row);
-        Sums* sums = words > kDepth ? all + (number * blocks + row / ROWS) * kBlock : all;
+      for (int64_t row = 0, count; row < piece.rows; row += count) {
+        count = block_of(piece.rows - row);
+        Sums* sums = words > kDepth ? all + (number * piece.rows + row) * kColumns : all;
         if (word == 0) fill(sums, starts + row, count);
         for (int64_t half = 0; half < kColumns; half += 2 * W) {
           product_of<ROWS, Layout, true>(count, operands.row(row), operands.stride(), panel + half,

@@ -44,6 +44,43 @@ def test_stacks_put_together_on_the_devices(tmp_path, mesh, monkeypatch, quantiz
             np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
+SHARED = """
+import gc, sys
+from pathlib import Path
+from dataclasses import replace
+import jax, numpy as np
+from jaxpool.placement import load_to_mesh, packed, shared
+from jaxpool.recipe import read_recipe
+from jaxpool.sharding import make_mesh
+
+devices, leaves = jax.devices(), jax.tree.leaves
+for dtype, quantization in ("float32", None), ("bfloat16", None), ("bfloat16", "int8"):
+    recipe, mesh = replace(read_recipe(Path(sys.argv[1])), quantization=quantization), make_mesh(devices[:1])
+    params = packed(load_to_mesh(recipe, mesh, dtype, stacked=False), recipe, mesh)
+    other, wanted = shared(params, make_mesh(devices[1:2])), [np.array(leaf) for leaf in leaves(params)]
+    assert {device for leaf in leaves(other) for device in leaf.devices()} == {devices[1]}
+    addresses = [[leaf.unsafe_buffer_pointer() for leaf in leaves(tree)] for tree in (params, other)]
+    assert addresses[0] == addresses[1]
+    del params  # the memory stays for the one that still reads it
+    gc.collect()
+    for leaf, values in zip(leaves(other), wanted, strict=True):
+        np.testing.assert_array_equal(leaf, values)
+# Weights that lie over several devices are copied from each to its like.
+params = load_to_mesh(recipe, make_mesh(devices[:2]), "float32")
+other = shared(params, make_mesh(devices[2:4]))
+for leaf, values in zip(leaves(other), leaves(params), strict=True):
+    assert leaf.devices() == set(devices[2:4])
+    np.testing.assert_array_equal(np.asarray(leaf), np.asarray(values))
+"""
+
+
+def test_streams_hold_weights_once(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    arguments = [sys.executable, "-c", SHARED, tiny_bert(tmp_path)]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 def test_progress_comes_to_the_whole(tmp_path, mesh, stacked):
     recipe, sizes = read_recipe(tiny_bert(tmp_path)), []
@@ -82,6 +119,28 @@ def test_loading_takes_little_beside_the_weights(tmp_path, devices):
     held, beside = map(int, done.stdout.split())
     assert total <= held < 1.01 * total
     assert beside < total * 3 / 16
+
+
+HELD = """
+import sys
+from jaxpool import LLM
+from tests.loading_memory import anonymous
+
+small = LLM(sys.argv[1])  # what JAX needs itself is there, and all streams
+before = anonymous()
+large = LLM(sys.argv[2])
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.once
+def test_an_engine_holds_its_weights_once_whatever_its_streams(tmp_path):
+    small, large = tiny_bert(tmp_path / "small"), tiny_bert(tmp_path / "large", layers=8, hidden=640, mlp=2560)
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    arguments = [sys.executable, "-c", HELD, small, large]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1.5 * stored_bytes(read_recipe(large), "float32")
 
 
 def test_a_truncated_file_is_named(tmp_path, mesh):
