@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 

@@ -137,12 +137,12 @@ def packed(params: Tree, recipe: Recipe, mesh: Mesh) -> Tree:
 def shared(params: Tree, mesh: Mesh) -> Tree:
     """The same parameters on another mesh; on one CPU device the very same memory, so that streams hold weights once.
 
-    JAX copies an array from one device to another, also where both are the host's; what numpy sees of it, it only keeps.
+    JAX copies an array from one device to another, also where both are the host's; a numpy view of it, it only keeps.
     """
 
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
-    def put(leaf: jax.Array) -> jax.Array:
+    def put(leaf: Any) -> jax.Array:
         return jax.device_put(np.asarray(leaf) if one_cpu else leaf, NamedSharding(mesh, leaf.sharding.spec))
 
     return jax.tree.map(put, params)
