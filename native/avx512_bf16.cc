@@ -19,8 +19,8 @@ struct VectorUnit {
   static void product(int64_t count, const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t panel,
                       int64_t depth, float* out, int64_t out_stride) {
     const auto *words = reinterpret_cast<const BFloat16Word*>(a), *left = reinterpret_cast<const BFloat16Word*>(b);
-    product_of<ROWS, Rows<W>, false>(count, words, a_stride / 2, left, left + panel / 2, depth / 2, out, out_stride,
-                                     NothingAhead());
+    product_of<ROWS, Rows<W>>(count, FromZero(), words, a_stride / 2, left, left + panel / 2, depth / 2, out,
+                              out_stride, NothingAhead());
   }
 };
 

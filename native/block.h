@@ -88,19 +88,46 @@ class RowPointers {
   const char* groups_[kGroups];
 };
 
-// out [M, 2W] = a [M, depth] · b, or (`Add`) += it; b's halves [depth, W] have their rows where `Layout` says.
-template <int M, class Layout, bool Add, class Word, class Fetch>
-inline void product(const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth, Sum<Word>* out,
-                    int64_t out_stride, Fetch ahead) {
+// What a row's sums begin with, from a column on: zero, …
+struct FromZero {
+  template <class Vector>
+  Vector at(int, int) const {
+    return Vector{};
+  }
+};
+
+// … a number of each row's own, …
+template <class Sums>
+struct FromStarts {
+  const Sums* starts;
+  template <class Vector>
+  Vector at(int row, int) const {
+    return starts[row] + Vector{};
+  }
+};
+
+// … or earlier sums.
+template <class Sums>
+struct FromSums {
+  const Sums* sums;
+  int64_t stride;
+  template <class Vector>
+  Vector at(int row, int column) const {
+    return load<Vector>(sums + row * stride + column);
+  }
+};
+
+// out [M, 2W] = begin + a [M, depth] · b, of which the halves [depth, W] have their rows where `Layout` says.
+template <int M, class Layout, class Begin, class Word, class Fetch>
+inline void product(Begin begin, const Word* a, int64_t a_stride, const Word* left, const Word* right, int64_t depth,
+                    Sum<Word>* out, int64_t out_stride, Fetch ahead) {
   using Vector = Lanes<Sum<Word>>;
   using Operand = Lanes<Word>;
-  Vector sums[M][2] = {};
-  if constexpr (Add) {
+  Vector sums[M][2];
 #pragma GCC unroll 16
-    for (int row = 0; row < M; ++row) {
-      sums[row][0] = load<Vector>(out + row * out_stride);
-      sums[row][1] = load<Vector>(out + row * out_stride + W);
-    }
+  for (int row = 0; row < M; ++row) {
+    sums[row][0] = begin.template at<Vector>(row, 0);
+    sums[row][1] = begin.template at<Vector>(row, W);
   }
   RowPointers<M, Word> rows(a, a_stride);
   const int64_t apart = right - left;
@@ -126,12 +153,12 @@ inline void product(const Word* a, int64_t a_stride, const Word* left, const Wor
 }
 
 // Calls product<count, …>, for a count from 1 to M.
-template <int M, class Layout, bool Add, class... Arguments>
+template <int M, class Layout, class... Arguments>
 inline void product_of(int64_t count, Arguments... arguments) {
   if constexpr (M > 1) {
-    if (count < M) return product_of<M - 1, Layout, Add>(count, arguments...);
+    if (count < M) return product_of<M - 1, Layout>(count, arguments...);
   }
-  product<M, Layout, Add>(arguments...);
+  product<M, Layout>(arguments...);
 }
 
 }  // namespace

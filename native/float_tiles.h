@@ -47,15 +47,15 @@ class FloatTiles {
               as_floats(q + i * call_.heads * call_.width + feature, call_.width - feature));
     }
     for (int64_t key = seen.first; key < seen.last; key += kKeys)
-      product_of<kQueries, Rows<W>, false>(count, queries_, wide_, keys_ + key * wide_, keys_ + (key + W) * wide_,
-                                           call_.width, scores_ + key, stride_, NothingAhead());
+      product_of<kQueries, Rows<W>>(count, FromZero(), queries_, wide_, keys_ + key * wide_, keys_ + (key + W) * wide_,
+                                    call_.width, scores_ + key, stride_, NothingAhead());
   }
 
   void mix(int64_t count, Range seen) {
     for (int64_t feature = 0; feature < wide_; feature += 2 * W) {
       const float* values = values_ + feature * stride_ + seen.first * W;
-      product_of<kQueries, Rows<W>, false>(count, scores_ + seen.first, stride_, values, values + W * stride_,
-                                           seen.last - seen.first, mixed_ + feature, wide_, NothingAhead());
+      product_of<kQueries, Rows<W>>(count, FromZero(), scores_ + seen.first, stride_, values, values + W * stride_,
+                                    seen.last - seen.first, mixed_ + feature, wide_, NothingAhead());
     }
   }
 

@@ -26,16 +26,23 @@ constexpr struct {
 
 int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
 
-// How a result is cut up: into columns whose part of the kernel stays in the cache, or that are worth splitting rows of
-// x for, over rows that are worth fetching it for; into smaller pieces where larger ones would leave a core idle at the
-// end.
+// Whether a piece may have many columns, since it begins with work on its rows of x. Not where what is used again would
+// leave the cache meanwhile: the part of the kernel, of which AMX takes all columns for a few rows, or sums that wait
+// for the rest of their words.
+bool is_wide(ProductKernel kernel, const Product& call) {
+  constexpr int64_t kOnePass = 4 * 384;  // bytes of x's rows
+  return kernel == amx_float32 || (kernel != ProductKernel(amx) && call.width() <= kOnePass);
+}
+
+// How a result is cut up: into few columns or many, over rows that are worth fetching their part of the kernel for;
+// into smaller pieces where larger ones would leave a core idle at the end.
 class Cut {
  public:
-  Cut(int64_t rows, int64_t outputs, bool splits, int64_t cores) : rows_(rows), outputs_(outputs) {
+  Cut(int64_t rows, int64_t outputs, bool wide, int64_t cores) : rows_(rows), outputs_(outputs) {
     constexpr int64_t kSizes[][2] = {{256, 384}, {256, 128}, {128, 128}, {64, 128}, {64, 64}, {32, 64}, {32, 32}};
     double least = HUGE_VAL;
     for (const auto [most_rows, columns] : kSizes) {
-      if (columns > 128 && !splits) continue;
+      if (columns > 128 && !wide) continue;
       const int64_t down = parts(rows, most_rows), count = down * parts(outputs, columns);
       const double turns = double(parts(count, cores) * cores) / count;  // 1 if all cores are busy to the end
       if (turns > 0.9 * least) continue;
@@ -103,7 +110,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer panels, ff
       .outputs = outputs,
   };
   if (rows == 0 || outputs == 0) return ffi::Error::Success();
-  const Cut cut(rows, outputs, kernel == amx_float32, free_cores(pool));
+  const Cut cut(rows, outputs, is_wide(kernel, call), free_cores(pool));
   return answer(pool, cut.count(), [call, kernel, cut](int64_t number) { kernel(call, cut.piece(number)); });
 }
 

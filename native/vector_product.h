@@ -18,15 +18,6 @@ struct Finish {
 // How many rows the next block takes of so many: the last two share theirs, as few sums wait for one another.
 inline int64_t block_of(int64_t rows) { return rows > ROWS && rows < 2 * ROWS ? (rows + 1) / 2 : smaller(ROWS, rows); }
 
-// What a block's rows of sums begin with.
-template <class Sums>
-inline void fill(Sums* sums, const Sums* starts, int64_t count) {
-  for (int64_t row = 0; row < count; ++row) {
-    for (int64_t column = 0; column < kColumns; column += W)
-      store(sums + row * kColumns + column, starts[row] + Lanes<Sums>{});
-  }
-}
-
 template <class Operands>
 inline void multiply(const Product& call, const Piece& piece) {
   using Word = typename Operands::Word;
@@ -53,10 +44,15 @@ inline void multiply(const Product& call, const Piece& piece) {
       for (int64_t row = 0, count; row < piece.rows; row += count) {
         count = block_of(piece.rows - row);
         Sums* sums = words > kDepth ? all + (number * piece.rows + row) * kColumns : all;
-        if (word == 0) fill(sums, starts + row, count);
         for (int64_t half = 0; half < kColumns; half += 2 * W) {
-          product_of<ROWS, Layout, true>(count, operands.row(row), operands.stride(), panel + half,
-                                         panel + half + Layout::kRight, depth, sums + half, kColumns, ahead);
+          const auto add_to = [&](auto begin) {
+            product_of<ROWS, Layout>(count, begin, operands.row(row), operands.stride(), panel + half,
+                                     panel + half + Layout::kRight, depth, sums + half, kColumns, ahead);
+          };
+          if (word == 0)
+            add_to(FromStarts<Sums>{starts + row});
+          else
+            add_to(FromSums<Sums>{sums + half, kColumns});
           ahead.from += depth * ahead.bytes;
         }
         if (word + depth < words) continue;
