@@ -79,10 +79,12 @@ class Engine:
         )
         with loading_bar(stored_bytes(recipe, dtype)) as progress:
             params = packed(load_to_mesh(recipe, meshes[0], dtype, progress=progress, **how), recipe, meshes[0])
-        give_back_freed()
+        owned = [params, *(shared(params, mesh) for mesh in meshes[1:])]
         replicas = [
-            Replica(mesh, shared(params, mesh), programs, self.stats, by_sequence=by_sequence) for mesh in meshes
+            Replica(mesh, own, programs, self.stats, by_sequence=by_sequence)
+            for mesh, own in zip(meshes, owned, strict=True)
         ]
+        give_back_freed()
         patience = LAST_WORDS if self.schedule.binding else None
         own_rows = replicas[0].rows.of_own
         ladders = {} if tower is None else {IMAGE: tower.with_rows(own_rows)}

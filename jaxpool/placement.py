@@ -138,14 +138,12 @@ def shared(params: Tree, mesh: Mesh) -> Tree:
     """The same parameters on another mesh; on one CPU device the very same memory, so that streams hold weights once.
 
     JAX copies an array from one device to another, also where both are the host's; a numpy view of it, it only keeps.
+    Nobody may delete or donate either.
     """
-
-    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-
-    def put(leaf: Any) -> jax.Array:
-        return jax.device_put(np.asarray(leaf) if one_cpu else leaf, NamedSharding(mesh, leaf.sharding.spec))
-
-    return jax.tree.map(put, params)
+    there = jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), params)
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        params = jax.tree.map(np.asarray, params)
+    return jax.device_put(params, there)
 
 
 def give_back_freed() -> None:

@@ -5,7 +5,6 @@
 #include <immintrin.h>
 
 #include <iterator>
-#include <type_traits>
 
 #include "lanes.h"
 
@@ -38,7 +37,7 @@ inline Floats clamp(Floats x, float end) {
 // exp(-x) for x ≥ 0.
 template <class Out>
 inline Floats decay(Floats x) {
-  return exp2<std::is_same_v<Out, float> ? 7 : 5>(x * -0x1.715476p0f);
+  return exp2<kExpTerms<Out>>(x * -0x1.715476p0f);
 }
 
 template <class Out>
@@ -71,7 +70,7 @@ struct GeluFit<BFloat16> {
   static constexpr float kQ[] = {0x1.ffb9cep+17f, 0x1.ec4354p+15f, 0x1.a533e4p+12f, 0x1.8a8852p+8f};
 };
 
-// x · Φ(x); 0 below the fit's end. Q's highest coefficient is 1: additions have units of their own.
+// x · Φ(x); 0 below the fit's end. Q's highest coefficient is 1, so that its first step is an addition.
 struct Gelu {
   template <class Out>
   static Floats of(Floats x) {

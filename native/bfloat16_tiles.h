@@ -15,7 +15,7 @@ template <class Unit>
 class BFloat16Tiles {
  public:
   static constexpr int64_t kQueries = Unit::kQueries, kKeys = 2 * W;
-  static constexpr int kTerms = 5;
+  static constexpr int kTerms = kExpTerms<BFloat16>;
 
   BFloat16Tiles(const Attention& call, int64_t length)
       : call_(call), length_(length), stride_(round_up(length, kKeys)), wide_(round_up(call.width, kKeys)) {

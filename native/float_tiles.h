@@ -11,7 +11,7 @@ template <class Element>
 class FloatTiles {
  public:
   static constexpr int64_t kQueries = ROWS, kKeys = 2 * W;
-  static constexpr int kTerms = 7;
+  static constexpr int kTerms = kExpTerms<float>;
 
   FloatTiles(const Attention& call, int64_t length)
       : call_(call), length_(length), stride_(round_up(length, kKeys)), wide_(round_up(call.width, 2 * W)) {

@@ -37,6 +37,9 @@ enum class Activation { kIdentity, kGelu, kGeluTanh, kQuickGelu, kSilu, kRelu };
 // zeros where there is no input. Sums are float32, of integers int32 first.
 struct Product {
   static constexpr int64_t kPanel = 32;
+  // Words, of what a vector unit multiplies in a lane, that it sums over before the next: a piece's part of the kernel,
+  // and a block's of x, stay in the cache.
+  static constexpr int64_t kDepth = 384;
   enum DType { kFloat32, kBFloat16, kInt8 } dtype;
   const void *x, *panels;          // [rows, inputs], [outputs, inputs] as above
   const float *row_scale, *scale;  // [rows], [outputs]; of integers

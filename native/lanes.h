@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -162,6 +163,10 @@ inline void pack_panels(void* panels, int64_t tokens, int64_t words, Row row) {
   }
 }
 
+// As many terms of the series below as a result of that dtype deserves.
+template <class Out>
+constexpr int kExpTerms = std::is_same_v<Out, float> ? 7 : 5;
+
 // 2^x for x ≤ 0 by `Terms` terms of Taylor's series, which are within 3e-7 of the result for 7 and within 6e-5 for 5;
 // exactly 0 below -126, NaN for NaN.
 template <int Terms>
@@ -178,6 +183,10 @@ inline Floats exp2(Floats x) {
   const Floats power = bits<Floats>((bits<Ints>(shifted) << 23) + (127 << 23));
   return x < -126.0f ? Floats{} : y * power;
 }
+
+// Rows that are computed side by side: while one waits for its largest number or its sum and for divisions, the others
+// go on.
+constexpr int kRowsTogether = 4;
 
 // Lanes in another order: each changes places with the one `Step` away.
 template <int Step, class Vector>

@@ -31,25 +31,34 @@ inline Floats total(int64_t width, Term term) {
 
 // A call of its own: the compiler must take every store for one into a call that others know.
 inline void normalise(const Norm call, int64_t first_row, int64_t rows) {
-  const int64_t width = call.width;
-  float* values = reinterpret_cast<float*>(jaxpool::workspace(round_up(width, W) * sizeof(float)));
-  for (int64_t row = first_row; row < first_row + rows; ++row) {
-    const Floats lanes = total(width, [&](int64_t i, int64_t count) {
-      const Floats x = as_floats(call.x, call.x_bfloat16, row * width + i, count);
-      store(values + i, x);
-      return x;
-    });
-    const float mean = call.centred ? sum(lanes) / width : 0;
-    const Floats squares = total(width, [&](int64_t i, int64_t count) {
-      const Floats x = first(load<Floats>(values + i) - mean, count);
-      return x * x;
-    });
-    const float share = 1 / __builtin_sqrtf(sum(squares) / width + call.epsilon);
-    for_each_vector(width, [&](int64_t i, int64_t count) {
-      Floats y = (load<Floats>(values + i) - mean) * share * as_floats(call.scale + i, count);
-      if (call.bias) y += as_floats(call.bias + i, count);
-      store_floats(call.out, call.bfloat16, row * width + i, y, count);
-    });
+  const int64_t width = call.width, stride = round_up(width, W);
+  float* values = reinterpret_cast<float*>(jaxpool::workspace(kRowsTogether * stride * sizeof(float)));
+  float means[kRowsTogether], shares[kRowsTogether];
+  for (int64_t row = first_row; row < first_row + rows; row += kRowsTogether) {
+    const int64_t together = smaller(kRowsTogether, first_row + rows - row);
+    for (int64_t number = 0; number < together; ++number) {
+      const Floats lanes = total(width, [&](int64_t i, int64_t count) {
+        const Floats x = as_floats(call.x, call.x_bfloat16, (row + number) * width + i, count);
+        store(values + number * stride + i, x);
+        return x;
+      });
+      means[number] = call.centred ? sum(lanes) / width : 0;
+    }
+    for (int64_t number = 0; number < together; ++number) {
+      const Floats squares = total(width, [&](int64_t i, int64_t count) {
+        const Floats x = first(load<Floats>(values + number * stride + i) - means[number], count);
+        return x * x;
+      });
+      shares[number] = 1 / __builtin_sqrtf(sum(squares) / width + call.epsilon);
+    }
+    for (int64_t number = 0; number < together; ++number) {
+      for_each_vector(width, [&](int64_t i, int64_t count) {
+        const Floats x = load<Floats>(values + number * stride + i);
+        Floats y = (x - means[number]) * shares[number] * as_floats(call.scale + i, count);
+        if (call.bias) y += as_floats(call.bias + i, count);
+        store_floats(call.out, call.bfloat16, (row + number) * width + i, y, count);
+      });
+    }
   }
 }
 

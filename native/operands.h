@@ -9,8 +9,7 @@ namespace {
 
 using jaxpool::Piece;
 
-// Words that are summed over before the next: a piece's part of the kernel, and a block's of x, stay in the cache.
-constexpr int64_t kDepth = 384;
+constexpr int64_t kDepth = jaxpool::Product::kDepth;
 
 // Those that are multiplied where they lie: rows of `words` words, and panels of as many.
 template <class Word_, class Layout_>
@@ -107,7 +106,7 @@ class Widened {
 
   Widened(const Product& call, const Piece& piece, Word* memory)
       : width_(call.width()),
-        steps_((width_ + kBytes - 1) / kBytes),
+        steps_(words_of(call) / kWords),
         count_(piece.rows),
         panel_(memory),
         rows_(memory + kDepth * kColumns) {

@@ -26,12 +26,14 @@ constexpr struct {
 
 int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
 
-// Whether a piece may have many columns, since it begins with work on its rows of x. Not where what is used again would
-// leave the cache meanwhile: the part of the kernel, of which AMX takes all columns for a few rows, or sums that wait
-// for the rest of their words.
+// Whether a piece may have many columns, since its rows of x may have to be widened, split or summed first. Not where
+// what is used again would leave the cache meanwhile: the part of the kernel, of which AMX takes all columns for a few
+// rows, or sums that wait for the rest of their words.
 bool is_wide(ProductKernel kernel, const Product& call) {
-  constexpr int64_t kOnePass = 4 * 384;  // bytes of x's rows
-  return kernel == amx_float32 || (kernel != ProductKernel(amx) && call.width() <= kOnePass);
+  if (kernel == ProductKernel(amx)) return false;
+  if (kernel == amx_float32) return true;
+  const bool widens = kernel == ProductKernel(avx2) || kernel == ProductKernel(avx512);
+  return (widens ? call.inputs : call.width() / 4) <= Product::kDepth;
 }
 
 // How a result is cut up: into few columns or many, over rows that are worth fetching their part of the kernel for;

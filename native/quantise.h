@@ -19,15 +19,11 @@ inline Floats hadamard(Floats x) {
   }
 }
 
-// Rows at a time: while one waits for its largest number and for divisions, the others are computed.
-constexpr int kRowsTogether = 4;
-
-// The values of a row; the largest magnitude's bits, lane by lane: without their signs they lie as numbers do, NaN
-// above all.
+// Stores a row's values, times the root of the block's size. Returns, lane by lane, the bits of the largest magnitude:
+// as integers they are in the numbers' order, NaN above all.
 template <int Block>
 inline Ints rotate(const Quantise& call, int64_t row, float* values) {
   constexpr int kStep = Block > W ? Block : W;
-  const float norm = 1 / __builtin_sqrtf(Block);
   Ints most = {};
   for_each_vector<kStep>(call.width, [&](int64_t i, int64_t count) {
     Floats x[kStep / W];
@@ -40,7 +36,7 @@ inline Ints rotate(const Quantise& call, int64_t row, float* values) {
       x[1] = near - far;
     }
     for (int part = 0; part < kStep / W; ++part) {
-      const Floats y = hadamard<(Block > W ? W : Block) / 2>(x[part]) * norm;
+      const Floats y = hadamard<(Block > W ? W : Block) / 2>(x[part]);
       store(values + i + part * W, y);
       const Ints size = bits<Ints>(y) & 0x7fffffff;
       most = size > most ? size : most;
@@ -60,6 +56,7 @@ inline void round_to(int8_t* out, const float* values, int64_t width, float shar
 
 template <int Block>
 inline void quantise_rows(const Quantise call, int64_t first_row, int64_t rows) {
+  const float norm = 1 / __builtin_sqrtf(Block);
   const int64_t stride = round_up(call.width, W);
   float* values = reinterpret_cast<float*>(jaxpool::workspace(kRowsTogether * stride * sizeof(float)));
   for (int64_t row = first_row; row < first_row + rows; row += kRowsTogether) {
@@ -67,11 +64,11 @@ inline void quantise_rows(const Quantise call, int64_t first_row, int64_t rows) 
     Ints most[kRowsTogether];
     for (int64_t i = 0; i < count; ++i) most[i] = rotate<Block>(call, row + i, values + i * stride);
     for (int64_t i = 0; i < count; ++i) {
-      const float step = bits<float>(largest(most[i])) / 127;
+      const float step = bits<float>(largest(most[i])) * norm / 127;
       call.scale[row + i] = step < __FLT_MIN__ ? __FLT_MIN__ : step;
     }
     for (int64_t i = 0; i < count; ++i)
-      round_to(call.out + (row + i) * call.width, values + i * stride, call.width, 1 / call.scale[row + i]);
+      round_to(call.out + (row + i) * call.width, values + i * stride, call.width, norm / call.scale[row + i]);
   }
 }
 

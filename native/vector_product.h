@@ -15,7 +15,8 @@ struct Finish {
   };
 };
 
-// How many rows the next block takes of so many: the last two share theirs, as few sums wait for one another.
+// How many rows the next block takes of so many. The last two share theirs: a few sums alone would wait for their own
+// additions.
 inline int64_t block_of(int64_t rows) { return rows > ROWS && rows < 2 * ROWS ? (rows + 1) / 2 : smaller(ROWS, rows); }
 
 template <class Operands>
@@ -27,7 +28,8 @@ inline void multiply(const Product& call, const Piece& piece) {
   const int64_t panels = (piece.columns + kColumns - 1) / kColumns, blocks = (piece.rows + ROWS - 1) / ROWS;
   const int64_t words = Operands::words_of(call);
   // Sums that one part of the words completes need not be kept: a block's lie where the last one's did.
-  const int64_t kept = (words > kDepth ? panels * piece.rows : ROWS) * kColumns, starting = round_up(piece.rows, W);
+  const bool completes = words <= kDepth;
+  const int64_t kept = (completes ? ROWS : panels * piece.rows) * kColumns, starting = round_up(piece.rows, W);
   Sums* all =
       reinterpret_cast<Sums*>(jaxpool::workspace((kept + starting + Operands::memory(call, piece)) * sizeof(Word)));
   Sums* starts = all + kept;
@@ -43,17 +45,17 @@ inline void multiply(const Product& call, const Piece& piece) {
       Ahead ahead = {operands.stored(number + 1), (Operands::kBytes + passes - 1) / passes};
       for (int64_t row = 0, count; row < piece.rows; row += count) {
         count = block_of(piece.rows - row);
-        Sums* sums = words > kDepth ? all + (number * piece.rows + row) * kColumns : all;
+        Sums* sums = completes ? all : all + (number * piece.rows + row) * kColumns;
         for (int64_t half = 0; half < kColumns; half += 2 * W) {
           const auto add_to = [&](auto begin) {
             product_of<ROWS, Layout>(count, begin, operands.row(row), operands.stride(), panel + half,
                                      panel + half + Layout::kRight, depth, sums + half, kColumns, ahead);
           };
           if (word == 0)
-            add_to(FromStarts<Sums>{starts + row});
+            add_to(FromStarts{starts + row});
           else
-            add_to(FromSums<Sums>{sums + half, kColumns});
-          ahead.from += depth * ahead.bytes;
+            add_to(FromSums{sums + half, kColumns});
+          ahead.from += depth * ahead.bytes;  // as far as the product's own copy has come
         }
         if (word + depth < words) continue;
         const Block<Sums> block = {sums, piece.row + row, piece.column + number * kColumns, count};

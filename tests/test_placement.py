@@ -53,7 +53,7 @@ from jaxpool.placement import load_to_mesh, packed, shared
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import make_mesh
 
-devices, leaves = jax.devices(), jax.tree.leaves
+devices, leaves = jax.devices("cpu"), jax.tree.leaves
 for dtype, quantization in ("float32", None), ("bfloat16", None), ("bfloat16", "int8"):
     recipe, mesh = replace(read_recipe(Path(sys.argv[1])), quantization=quantization), make_mesh(devices[:1])
     params = packed(load_to_mesh(recipe, mesh, dtype, stacked=False), recipe, mesh)
@@ -61,11 +61,13 @@ for dtype, quantization in ("float32", None), ("bfloat16", None), ("bfloat16", "
     assert {device for leaf in leaves(other) for device in leaf.devices()} == {devices[1]}
     addresses = [[leaf.unsafe_buffer_pointer() for leaf in leaves(tree)] for tree in (params, other)]
     assert addresses[0] == addresses[1]
-    del params  # the memory stays for the one that still reads it
+    del params  # the memory stays for the one that still reads it, and is not used for others
     gc.collect()
+    others = [np.full_like(values, 7) for values in wanted for _ in range(3)]
     for leaf, values in zip(leaves(other), wanted, strict=True):
         np.testing.assert_array_equal(leaf, values)
 # Weights that lie over several devices are copied from each to its like.
+recipe = read_recipe(Path(sys.argv[1]))
 params = load_to_mesh(recipe, make_mesh(devices[:2]), "float32")
 other = shared(params, make_mesh(devices[2:4]))
 for leaf, values in zip(leaves(other), leaves(params), strict=True):

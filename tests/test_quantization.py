@@ -169,3 +169,15 @@ def test_rows_are_rounded_by_our_own_kernel_as_by_xla(shape, axes, dtype, by):
     assert np.abs(np.asarray(values, int) - np.asarray(by_xla[0], int)).max() <= 1  # where it lies in the middle
     np.testing.assert_allclose(step, by_xla[1], rtol=1e-6)
     assert not np.asarray(values)[0].any()
+
+
+@pytest.mark.parametrize("by", native.kernels()["quantise"]["float32"] if native.exist() else ())
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_rounded_alone(value, by):
+    x = np.random.default_rng(0).standard_normal((7, 64), np.float32)
+    wanted, bad = round_rows(jnp.asarray(x), 1, by), [1, 6]  # rows are computed four at a time
+    x[bad, 5] = value
+    found = round_rows(jnp.asarray(x), 1, by)
+    for array, expected in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(np.delete(array, bad, 0), np.delete(expected, bad, 0))
+    assert not np.isfinite(np.asarray(found[1])[bad]).any()
