@@ -44,12 +44,14 @@ class MemoryPlan:
         weights: bytes of its part of the weights.
         activations: bytes of its part of the largest batch's activations (an estimate from the family's widest stage).
         batch_tokens: tokens of that batch, over all devices that share it.
+        weights_once: whether all replicas read the same weights (`placement.shared`).
     """
 
     parameters: int
     weights: int
     activations: int
     batch_tokens: int
+    weights_once: bool = False
 
     @property
     def total(self) -> int:
@@ -58,11 +60,12 @@ class MemoryPlan:
 
     def describe(self) -> dict[str, str]:
         """The plan as lines for people."""
+        more = f", and {mebibytes(self.activations)} for each further stream" if self.weights_once else " a device"
         return {
             "parameters": f"{self.parameters:,}",
             "weights": mebibytes(self.weights),
             "activations": f"{mebibytes(self.activations)} (estimate, {self.batch_tokens} tokens a batch)",
-            "total": f"{mebibytes(self.total)} a device",
+            "total": mebibytes(self.total) + more,
         }
 
 
@@ -97,6 +100,7 @@ def memory_plan(
         weights=weight_bytes(recipe, dtype, mesh, fsdp=fsdp),
         activations=activations,
         batch_tokens=largest.area,
+        weights_once=platform == "cpu" and mesh.size == 1,
     )
 
 

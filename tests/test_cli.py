@@ -257,6 +257,7 @@ def test_info_says_what_an_llm_says(model, capsys):
             "weights": plan.weights,
             "activations": plan.activations,
             "batch_tokens": plan.batch_tokens,
+            "weights_once": plan.weights_once,
             "total": plan.total,
         }
         assert said["recipe"]["embedding_size"] == llm.recipe.embedding_size

@@ -63,3 +63,6 @@ def test_the_plan_counts_what_the_checkpoint_holds(recipe):
     assert plan.weights == 4 * plan.parameters
     assert memory.memory_plan(recipe, "bfloat16", ladder).weights == 2 * plan.parameters
     assert plan.total == plan.weights + plan.activations > plan.weights
+    assert plan.describe()["total"].endswith("MiB for each further stream")  # which reads the same weights
+    on_chip = memory.memory_plan(recipe, "float32", ladder, platform="tpu")
+    assert on_chip.describe()["total"].endswith("MiB a device")
