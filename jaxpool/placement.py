@@ -147,7 +147,7 @@ def shared(params: Tree, mesh: Mesh) -> Tree:
 
 
 def give_back_freed() -> None:
-    """Memory that loading has freed goes back to the system; glibc keeps it otherwise, as much as half the weights."""
+    """Memory that loading has freed goes back to the system; glibc keeps it otherwise (docs/performance.md)."""
     with suppress(AttributeError, OSError, TypeError):  # another C library, another system
         ctypes.CDLL(None).malloc_trim(0)
 
