@@ -26,10 +26,11 @@ from benchmarks import hlo
 from benchmarks.products import flops
 from benchmarks.published import MODELS, recipe_of
 from jaxpool.ahead import compile_for, mesh_of, missing, prepare
-from jaxpool.batch import Inputs
+from jaxpool.batch import Inputs, unfold
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.memory import CHIP_BUDGET, head_size, memory_plan
 from jaxpool.params import flatten
+from jaxpool.poolers import wanting
 from jaxpool.program import make_program, param_specs
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA, rows_sharding
@@ -60,7 +61,8 @@ class Figures:
     arguments: int = 0
     outputs: int = 0
     temporary: int = 0
-    # Of matrix products, a computed token: the traced program's, and 2 · entries of the kernels it multiplies with.
+    # Of matrix products, a computed token: the traced program's, and 2 · entries of the kernels it multiplies with, but
+    # for what the last layer leaves out.
     flops: float = 0.0
     weight_flops: float = 0.0
     # XLA's own counts of the program on one chip: a loop's body once, a Pallas kernel as 0. For GPUs it has none.
@@ -102,13 +104,14 @@ def measure(
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     stacks = [spec.shape for path, spec in flatten(specs).items() if "layers" in path and math.prod(spec.shape) > 2**20]
     kernels = [math.prod(spec.shape) for path, spec in flatten(specs).items() if path.endswith("kernel")]
+    work, left_out = traced_flops(recipe, params, shape, mesh)
     figures = Figures(**asdict(figures) | {
         "seconds": round(seconds, 1),
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
-        "flops": traced_flops(recipe, params, shape, mesh) / shape.area,
-        "weight_flops": 2.0 * sum(kernels),
+        "flops": work / shape.area,
+        "weight_flops": 2.0 * sum(kernels) - left_out / shape.area,
         "xla_flops": cost.get("flops", 0.0),
         "xla_bytes": cost.get("bytes accessed", 0.0),
         "traffic": hlo.traffic(text) if platform == "gpu" else {},
@@ -120,15 +123,23 @@ def measure(
     return Figures(**asdict(figures) | {"wrong": list(wrong(figures, recipe, shape)) if tokens >= LONG else []})
 
 
-def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> int:
-    """Operations of a batch's matrix products, over all chips."""
+def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> tuple[int, int]:
+    """Operations of a batch's matrix products, over all chips, and those that unwanted tokens leave out."""
     make = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=rows_sharding(mesh))
     # A GPU's kernel turns as often as a row's sequences say, which no count of its program tells: without a mesh it is
     # the products that any platform can compute.
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     with nullcontext() if on_gpu else jax.set_mesh(mesh):
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, make)
-        return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr)
+        whole, wanted = (_backbone_flops(recipe, params, inputs, modes) for modes in (("mean",), recipe.pooling))
+        return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr), whole - wanted
+
+
+def _backbone_flops(recipe: Recipe, params: Any, inputs: Inputs, pooling: tuple[str, ...]) -> int:
+    def run(params: Any, inputs: Inputs) -> jax.Array:
+        return recipe.family.run(params["backbone"], wanting(unfold(inputs), pooling), recipe.config).hidden
+
+    return flops(jax.make_jaxpr(run)(params, inputs).jaxpr)
 
 
 def wrong(figures: Figures, recipe: Recipe, shape: Shape) -> Iterator[str]:

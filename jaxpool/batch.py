@@ -23,6 +23,8 @@ class ArraySpec(NamedTuple):
 
 
 Arrays = Mapping[str, ArraySpec]
+# Values of every token [R, T, …] -> those of the wanted ones [R, W, …].
+Pick = Callable[[Array], Array]
 # Among the arrays of a picture's patches: what they look like.
 PIXELS = "pixels"
 # Among those of a text with pictures: the rows that stand in their tokens' places; where rotary positions take a token
@@ -116,7 +118,7 @@ OPTIONS = tuple(f.name for f in fields(Inputs) if f.name not in ("ids", "lengths
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter", "arrays"],
+    data_fields=["ids", "segments", "positions", "starts", "lengths", "skip", "second", "adapter", "arrays", "wanted"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Batch:
         starts: int32 [R, M]: index in the row of each sequence's first token.
         lengths, skip, second, adapter: int32 [R, M], as in `Inputs`.
         arrays: [R, T, …] by name, as in `Inputs`.
+        wanted: int32 [R, W] indices, below T, of the row's tokens whose last hidden state is wanted; None for all.
     """
 
     ids: Array
@@ -141,6 +144,18 @@ class Batch:
     second: Array
     adapter: Array
     arrays: dict[str, Array] = field(default_factory=dict)
+    wanted: Array | None = None
+
+    @property
+    def pick(self) -> Pick | None:
+        """What picks the wanted tokens; None where all are wanted."""
+        return None if self.wanted is None else partial(take, index=self.wanted)
+
+
+def take(values: Array, index: Array) -> Array:
+    """[R, T, …] at index [R, W] -> [R, W, …]. A program that guards against indices out of a row takes more memory."""
+    index = index.reshape(*index.shape, *[1] * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1, mode="promise_in_bounds")
 
 
 def unfold(inputs: Inputs) -> Batch:

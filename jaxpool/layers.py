@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool import packing
+from jaxpool.batch import Pick
 from jaxpool.equations import in_kernel_order
 from jaxpool.packing import PackedArray
 from jaxpool.params import Tree
@@ -190,16 +191,27 @@ def keep(capture: tuple[str, ...], **values: Array) -> dict[str, Array]:
     return {name: value for name, value in values.items() if name in capture}
 
 
-Layer = Callable[[Array, Tree], tuple[Array, dict[str, Array]]]
+Layer = Callable[[Array, Tree, Pick], tuple[Array, dict[str, Array]]]
 
 
-def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Array, dict[str, Array]]:
-    """Runs a stack of layers, `layer(x, params) -> (x, captured)`.
+def _every(values: Array) -> Array:
+    return values
+
+
+def apply_layers(
+    pattern: Sequence[Layer], layers: Tree, x: Array, wanted: Pick | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Runs a stack of layers, `layer(x, params, pick) -> (x, captured)`.
+
+    A layer picks what goes on behind its attention, which needs every token's keys and values: in the last layer the
+    tokens that are wanted, in others all.
 
     Args:
         pattern: what layers 0, 1, … compute, repeating: one function for a uniform stack, several where kinds of
             layer alternate (local and global attention). `lax.scan` runs over whole repeats, the rest one by one.
         layers: stacked leaves [L, …], or a dict of "0" … "L-1".
+        x: [R, T, D].
+        wanted: what the last layer picks [R, W, …]; None for all. Nothing can be captured with it.
 
     Between layers x [R, T, D] lies as `sharding.RULES` says.
 
@@ -207,9 +219,9 @@ def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Arra
         The last x, and each captured value stacked [L, …].
     """
     if "0" in layers:
-        return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x)
+        return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x, wanted)
     depth, period = jax.tree.leaves(layers)[0].shape[0], len(pattern)
-    repeats = depth // period
+    repeats = (depth if wanted is None else depth - 1) // period  # the last layer by itself, where it picks
 
     # Layers are taken from the stack by number: stacks cut or reshaped into repeats would be copied on every call.
     def group(x: Array, first: Array) -> tuple[Array, dict[str, Array]]:
@@ -219,7 +231,7 @@ def apply_layers(pattern: Sequence[Layer], layers: Tree, x: Array) -> tuple[Arra
     captured = jax.tree.map(lambda leaf: leaf.reshape(repeats * period, *leaf.shape[2:]), captured)
     if depth == repeats * period:
         return x, captured
-    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x)
+    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x, wanted)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), captured, last)
 
 
@@ -227,10 +239,13 @@ def _layer(layers: Tree, number: int | Array) -> Tree:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), layers)
 
 
-def _in_turn(pattern: Sequence[Layer], layers: Sequence[Tree], x: Array) -> tuple[Array, dict[str, Array]]:
+def _in_turn(
+    pattern: Sequence[Layer], layers: Sequence[Tree], x: Array, wanted: Pick | None = None
+) -> tuple[Array, dict[str, Array]]:
     captured = []
     for i, params in enumerate(layers):
-        x, values = pattern[i % len(pattern)](constrain(x, ("rows", "tokens", None)), params)
+        own = _every if wanted is None or i < len(layers) - 1 else wanted
+        x, values = pattern[i % len(pattern)](constrain(x, ("rows", "tokens", None)), params, own)
         captured.append(values)
-    x = constrain(x, ("rows", "tokens", None))
+    x = constrain(x, ("rows", "tokens" if wanted is None else None, None))
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *captured)

@@ -7,6 +7,7 @@ pad rows are replaced by `where`, not multiplied away, since NaN × 0 is NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +29,41 @@ def _clean(hidden: Array, batch: Batch) -> Array:
     return jnp.where((batch.segments > 0)[..., None], hidden.astype(jnp.float32), 0.0)
 
 
-def _pick(hidden: Array, index: Array) -> Array:
-    index = jnp.clip(index, 0, hidden.shape[1] - 1)
-    return jnp.take_along_axis(hidden.astype(jnp.float32), index[..., None], axis=1)
+def _first(batch: Batch) -> Array:
+    return batch.starts + jnp.minimum(batch.skip, batch.lengths - 1)
+
+
+def _last(batch: Batch) -> Array:
+    return batch.starts + batch.lengths - 1
+
+
+# Of the poolers that read one token of a sequence: its index in the row [R, M] (of unused places, any number).
+_ONE_TOKEN: Mapping[str, Callable[[Batch], Array]] = {"cls": _first, "lasttoken": _last}
+
+
+def wanting(batch: Batch, modes: tuple[str, ...]) -> Batch:
+    """The batch with the tokens that pooling by `modes` reads as the wanted ones, where it reads one of each sequence.
+
+    A backbone's last layer then computes nothing for the others behind its attention.
+    """
+    if len(modes) > 1 or modes[0] not in _ONE_TOKEN:
+        return batch
+    return replace(batch, wanted=jnp.clip(_ONE_TOKEN[modes[0]](batch), 0, batch.ids.shape[1] - 1))
+
+
+def _one_token(mode: str, hidden: Array, batch: Batch) -> Array:
+    pick = wanting(batch, (mode,)).pick if batch.wanted is None else None
+    return (pick(hidden) if pick else hidden).astype(jnp.float32)
 
 
 def cls(hidden: Array, batch: Batch) -> Array:
     """The first pooled token."""
-    return _pick(hidden, batch.starts + jnp.minimum(batch.skip, batch.lengths - 1))
+    return _one_token("cls", hidden, batch)
 
 
 def lasttoken(hidden: Array, batch: Batch) -> Array:
     """The last token."""
-    return _pick(hidden, batch.starts + batch.lengths - 1)
+    return _one_token("lasttoken", hidden, batch)
 
 
 def _sums(hidden: Array, batch: Batch, weights: Array) -> Array:
@@ -91,6 +114,12 @@ POOLERS: Mapping[str, Callable[[Array, Batch], Array]] = {
 
 
 def pool(hidden: Array, batch: Batch, modes: tuple[str, ...]) -> Array:
-    """Pools by each mode and concatenates: float32 [R, M, len(modes) · D]."""
+    """Pools by each mode and concatenates: float32 [R, M, len(modes) · D].
+
+    Args:
+        hidden: of every token [R, T, D], or of those that the batch is `wanting` by the same modes [R, M, D].
+        batch: whose.
+        modes: names in `POOLERS`.
+    """
     with jax.named_scope("pool"):
         return jnp.concatenate([POOLERS[mode](hidden, batch) for mode in modes], axis=-1)

@@ -13,7 +13,7 @@ from jaxpool.batch import NONE, PIXELS, Arrays, Inputs, Sequence, by_token, unfo
 from jaxpool.heads import FINAL, apply_chain, chain_specs
 from jaxpool.models.family import Tower
 from jaxpool.params import Tree
-from jaxpool.poolers import pool
+from jaxpool.poolers import pool, wanting
 from jaxpool.quantization import quantised_specs
 from jaxpool.recipe import Recipe
 from jaxpool.runner import Program
@@ -84,6 +84,8 @@ def make_program(recipe: Recipe, task: str, arrays: Arrays = NONE) -> Program:
 
     def program(params: Tree, inputs: Inputs) -> jax.Array:
         batch = unfold(inputs)
+        if task not in PER_TOKEN:
+            batch = wanting(batch, recipe.pooling)
         x = recipe.family.run(params["backbone"], batch, recipe.config).hidden.astype(jnp.float32)
         x = apply_chain(recipe.token_modules, params.get("tokens", {}), x)
         spread = lambda values: values  # noqa: E731

@@ -74,7 +74,8 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = x + e["position"]["embedding"][batch.positions] + e["token_type"]["embedding"][token_types(batch)]
         x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
+    mask = AttentionMask.of(batch)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, capture=capture, wanted=batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)
@@ -89,6 +90,7 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES, "pooler"),
+    picks=True,
     heads={"BertForSequenceClassification": tanh_classifier, "BertForTokenClassification": token_classifier},
     extras=post_norm.pooler_specs,
 )

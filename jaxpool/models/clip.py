@@ -23,6 +23,7 @@ from jaxpool.models.hf_config import HFConfig
 from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
+from jaxpool.poolers import cls, wanting
 
 _FIRST_END = 2
 
@@ -156,7 +157,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = (e["word"]["embedding"][batch.ids] + e["position"]["embedding"][batch.positions]).astype(dtype)
     captured = keep(capture, embeddings=x)
     mask = AttentionMask.of(batch, causal=True)
-    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture)
+    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, wanted=batch.pick)
     x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     captured |= keep(capture, norm=x) | by_layer
     return Output(dense(params["projection"], x), captured)
@@ -177,17 +178,16 @@ def see(params: Tree, batch: Batch, config: Vision, *, capture: tuple[str, ...] 
         x = (x + params["position"]["embedding"][batch.ids]).astype(dtype)
         x = layer_norm(params["pre_norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
+    x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture, wanted=batch.pick)
     return Output(x, captured | by_layer)
 
 
 def embed_pictures(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
     """Pictures' vectors [R, M, D] in the common space; captures as `see`, and "pooled"."""
     tower = params["vision"]
+    batch = batch if capture else wanting(batch, ("cls",))
     seen = see(tower, batch, config.vision, capture=capture)
-    first = jnp.clip(batch.starts, 0, batch.ids.shape[1] - 1)
-    pooled = jnp.take_along_axis(seen.hidden, first[..., None], axis=1)
-    pooled = layer_norm(tower["post_norm"], pooled, config.vision.epsilon).astype(seen.hidden.dtype)
+    pooled = layer_norm(tower["post_norm"], cls(seen.hidden, batch), config.vision.epsilon).astype(seen.hidden.dtype)
     return Output(dense(tower["projection"], pooled), seen.captured | keep(capture, pooled=pooled))
 
 
@@ -205,6 +205,7 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=(*vit.CAPTURES, "norm"),
+    picks=True,
     end=lambda config: config.end_token,
     tower=Tower(patches=patches, forward=embed_pictures, captures=(*vit.CAPTURES, "pooled")),
 )

@@ -77,7 +77,8 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = e["word"]["embedding"][batch.ids].astype(jnp.float32) + e["position"]["embedding"][batch.positions]
         x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
+    mask = AttentionMask.of(batch)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, capture=capture, wanted=batch.pick)
     return Output(x, captured | by_layer)
 
 
@@ -90,6 +91,7 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES),
+    picks=True,
     heads={
         "DistilBertForSequenceClassification": relu_classifier,
         "DistilBertForTokenClassification": token_classifier,

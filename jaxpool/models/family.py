@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxpool.batch import Arrays, Batch
+from jaxpool.batch import Arrays, Batch, take
 from jaxpool.converters.rules import Table
 from jaxpool.heads import Module
 from jaxpool.images.format import PictureFormat
@@ -19,7 +19,8 @@ class Output(NamedTuple):
     """What a backbone returns.
 
     Attributes:
-        hidden: the last hidden states [R, T, D], in the compute dtype.
+        hidden: the last hidden states [R, T, D], in the compute dtype; of a batch's wanted tokens only, where it says
+            which, [R, W, D].
         captured: the intermediates asked for by `capture=`, by name; per-layer ones are stacked [L, R, T, …].
     """
 
@@ -125,6 +126,8 @@ class Family:
         forward: (params, batch, config, *, capture=()) -> `Output`.
         pooling: the pooling of a checkpoint that says nothing: "cls" for encoders, "lasttoken" for decoders.
         captures: the names that `capture=` accepts.
+        picks: whether `forward` leaves out what only unwanted tokens need and returns the wanted ones (`batch.wanted`).
+            One that does not know of them is given none, and `run` picks.
         heads: architecture -> (config, config.json) -> its head; these architectures' backbone is the family's too.
         extras: config -> specs of weights that no answer needs; `load` and `convert` keep them.
         answers: config.json -> whether such an architecture is this family's after all, where a name says too little.
@@ -146,6 +149,7 @@ class Family:
     forward: Callable[..., Output]
     pooling: str
     captures: tuple[str, ...]
+    picks: bool = False
     heads: Mapping[str, Callable[[Any, Mapping[str, Any]], Head]] = field(default_factory=dict)
     extras: Callable[[Any], Tree] = lambda config: {}
     answers: Callable[[Mapping[str, Any]], bool] = lambda values: True
@@ -161,7 +165,22 @@ class Family:
         return (*self.architectures, *self.heads)
 
     def run(self, params: Tree, batch: Batch, config: Any, capture: tuple[str, ...] = ()) -> Output:
-        """`forward`, after refusing names that it does not know to capture."""
+        """The states of a batch's wanted tokens, and what is captured.
+
+        Raises:
+            ValueError: a name that it does not know to capture, or one of a batch of which not every token is wanted; a
+                `forward` that picks, it is said, and does not.
+        """
         if unknown := set(capture) - set(self.captures):
             raise ValueError(f"capture: {sorted(unknown)} unknown to {self.name}; it offers {list(self.captures)}")
-        return self.forward(params, batch, config, capture=capture)
+        if batch.wanted is None:
+            return self.forward(params, batch, config, capture=capture)
+        if capture:
+            raise ValueError(f"capture={capture} needs a batch of which every token is wanted")
+        if not self.picks:
+            hidden = self.forward(params, replace(batch, wanted=None), config).hidden
+            return Output(take(hidden, batch.wanted), {})
+        output = self.forward(params, batch, config)
+        if output.hidden.shape[1] != batch.wanted.shape[1]:
+            raise ValueError(f"family {self.name!r} says that it `picks`, and its `forward` returns every token")
+        return output

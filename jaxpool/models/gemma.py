@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxpool.batch import Batch
+from jaxpool.batch import Batch, Pick
 from jaxpool.layers import ACTIVATIONS, Array, Layer, keep
 from jaxpool.models import pre_norm
 from jaxpool.models.classification import linear_classifier
@@ -133,13 +133,13 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     """Hidden states [R, T, D] behind the last norm; captures "embeddings", and the streams "attention", "layer"."""
 
     def block(sight: pre_norm.Sight) -> Layer:
-        def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+        def layer(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
             a, m, dtype = p["attention"], p["mlp"], x.dtype
             with jax.named_scope("attention"):
                 mixed = pre_norm.attend(
-                    a, x, sight, config, scale=config.scale, soft_cap=config.soft_cap, residual=False
+                    a, x, sight, config, pick, scale=config.scale, soft_cap=config.soft_cap, residual=False
                 )
-                attended = (x + config.norm(a["post_norm"], mixed)).astype(dtype)
+                attended = (pick(x) + config.norm(a["post_norm"], mixed)).astype(dtype)
             with jax.named_scope("mlp"):
                 inner = pre_norm.gated_mlp(m, attended, config, residual=False)
                 x = (attended + config.norm(m["post_norm"], inner)).astype(dtype)
@@ -159,5 +159,6 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     heads={f"{name}ForSequenceClassification": linear_classifier for name in ("Gemma2", "Gemma3Text", "Gemma3")},
 )

@@ -60,5 +60,6 @@ FAMILY = Family(
     forward=llama.forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     heads={"InternLM2ForRewardModel": value_head},
 )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxpool import lora
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.batch import Batch, token_types
+from jaxpool.batch import Batch, Pick, token_types
 from jaxpool.layers import Layer, apply_layers, keep
 from jaxpool.models import post_norm
 from jaxpool.models.family import Family, Output
@@ -127,7 +127,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = lora.look_up(e["word"], batch.ids, chosen) + lora.look_up(e["token_type"], types, chosen)
         x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = apply_layers((_block(batch, chosen, config, capture),), params["layers"], x)
+    x, by_layer = apply_layers((_block(batch, chosen, config, capture),), params["layers"], x, batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(lora.dense(params["pooler"], x, chosen))
     return Output(x, captured | by_layer)
@@ -136,18 +136,18 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 def _block(batch: Batch, chosen: Array, config: Config, capture: tuple[str, ...]) -> Layer:
     angles, mask = config.rotary.angles(batch), AttentionMask.of(batch)
 
-    def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
-        a, m, dtype = p["attention"], p["mlp"], x.dtype
+    def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
+        a, m, dtype, own = p["attention"], p["mlp"], x.dtype, pick(chosen)
         with jax.named_scope("attention"):
             qkv = lora.dense(a["qkv"], x, chosen, "rtd,dcnh->rtcnh")
             q, k, v = (qkv[:, :, part] for part in range(3))
             q, k = rotate(q, angles), rotate(k, angles)
             mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask, dtype=dtype)
-            attended = lora.dense(a["output"], mixed, chosen, "rtnh,nhd->rtd", add=x)
+            attended = lora.dense(a["output"], pick(mixed), own, "rtnh,nhd->rtd", add=pick(x))
             attended = layer_norm(a["norm"], attended, config.epsilon, dtype=dtype)
         with jax.named_scope("mlp"):
-            inner = lora.dense(m["up"], attended, chosen, activation=config.activation, dtype=dtype)
-            x = lora.dense(m["down"], inner, chosen, add=attended)
+            inner = lora.dense(m["up"], attended, own, activation=config.activation, dtype=dtype)
+            x = lora.dense(m["down"], inner, own, add=attended)
             x = layer_norm(m["norm"], x, config.epsilon, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
@@ -168,6 +168,7 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES, "pooler"),
+    picks=True,
     extras=pooler_specs,
     own_modules={"custom_st.Transformer": "Transformer"},  # which hands the task on, and nothing else
 )

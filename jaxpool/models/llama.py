@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxpool.batch import Batch
+from jaxpool.batch import Batch, Pick
 from jaxpool.layers import ACTIVATIONS, Array, Layer, keep
 from jaxpool.models import pre_norm
 from jaxpool.models.classification import linear_classifier, process_reward, reward
@@ -136,9 +136,9 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     """Hidden states [R, T, D] behind the last norm; captures "embeddings", and the streams "attention", "layer"."""
 
     def block(sight: pre_norm.Sight) -> Layer:
-        def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+        def layer(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
             with jax.named_scope("attention"):
-                attended = pre_norm.attend(p["attention"], x, sight, config)
+                attended = pre_norm.attend(p["attention"], x, sight, config, pick)
             with jax.named_scope("mlp"):
                 x = pre_norm.gated_mlp(p["mlp"], attended, config)
             return x, keep(capture, attention=attended, layer=x)
@@ -168,6 +168,7 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     heads={
         **{
             f"{name}ForSequenceClassification": linear_classifier

@@ -197,5 +197,6 @@ FAMILY = Family(
     forward=llama.forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     tower=Tower(patches=patches, forward=embed_tiles, captures=vit.CAPTURES, text=text_arrays),
 )

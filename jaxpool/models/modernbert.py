@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.batch import Batch
+from jaxpool.batch import Batch, Pick
 from jaxpool.heads import Dense, LayerNorm
 from jaxpool.layers import ACTIVATIONS, Layer, apply_layers, dense, keep
 from jaxpool.models.classification import CLASSIFIER, labels
@@ -153,9 +153,10 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     masks = {kind: AttentionMask.of(batch, window=kind.window) for kind in config.pattern}
     blocks = {kind: _block(Sight(kind.rotary.angles(batch), masks[kind]), config, capture) for kind in masks}
     first, *others = (blocks[kind] for kind in config.pattern)
-    x, by_layer = apply_layers((first,), {"0": params["first"]}, x)
-    if "layers" in params:
-        x, rest = apply_layers((*others, first), params["layers"], x)
+    alone = "layers" not in params
+    x, by_layer = apply_layers((first,), {"0": params["first"]}, x, batch.pick if alone else None)
+    if not alone:
+        x, rest = apply_layers((*others, first), params["layers"], x, batch.pick)
         by_layer = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), by_layer, rest)
     x = layer_norm(params["norm"], x, config.epsilon, dtype=dtype)
     return Output(x, captured | by_layer)
@@ -164,7 +165,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
     activation = ACTIVATIONS[config.activation]
 
-    def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+    def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m, dtype = p["attention"], p["mlp"], x.dtype
         with jax.named_scope("attention"):
             y = layer_norm(a["norm"], x, config.epsilon, dtype=dtype) if "norm" in a else x
@@ -172,7 +173,7 @@ def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
             q, k, v = (qkv[:, :, part] for part in range(3))
             q, k = rotate(q, sight.angles), rotate(k, sight.angles)
             mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), sight.mask, dtype=dtype)
-            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x, dtype=dtype)
+            attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x), dtype=dtype)
         with jax.named_scope("mlp"):
             normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
             up = dense(m["up"], normed, "rtd,dcf->rtcf")
@@ -213,5 +214,6 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", "attention", "layer"),
+    picks=True,
     heads={"ModernBertForSequenceClassification": classifier, "ModernBertForTokenClassification": token_classifier},
 )

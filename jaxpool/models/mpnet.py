@@ -110,7 +110,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     bias = jnp.moveaxis(params["relative"]["embedding"][buckets], -1, 0)[None]
     captured = keep(capture, embeddings=x, bias=bias)
     mask = AttentionMask.of(batch)
-    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, bias=bias, capture=capture)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, bias=bias, capture=capture, wanted=batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)
@@ -125,6 +125,7 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", "bias", *post_norm.CAPTURES, "pooler"),
+    picks=True,
     heads={"MPNetForSequenceClassification": tanh_classifier, "MPNetForTokenClassification": token_classifier},
     extras=post_norm.pooler_specs,
 )

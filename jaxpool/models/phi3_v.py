@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpool.batch import FEATURES, PIXELS, Arrays, ArraySpec, Batch
+from jaxpool.batch import FEATURES, PIXELS, Arrays, ArraySpec, Batch, Pick
 from jaxpool.images.format import PictureFormat
 from jaxpool.layers import ACTIVATIONS, Array, Layer, dense, keep
 from jaxpool.models import clip, pre_norm, vit
@@ -174,9 +174,9 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     """Hidden states [R, T, D] behind the last norm; captures "embeddings", and the streams "attention", "layer"."""
 
     def block(sight: pre_norm.Sight) -> Layer:
-        def layer(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+        def layer(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
             with jax.named_scope("attention"):
-                attended = pre_norm.attend(p["attention"], x, sight, config)
+                attended = pre_norm.attend(p["attention"], x, sight, config, pick)
             with jax.named_scope("mlp"):
                 x = _mlp(p["mlp"], attended, config)
             return x, keep(capture, attention=attended, layer=x)
@@ -234,5 +234,6 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     tower=Tower(patches=patches, forward=embed_tiles, captures=vit.CAPTURES, text=text_arrays),
 )

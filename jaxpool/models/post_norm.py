@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxpool.attention import AttentionMask, attention
+from jaxpool.batch import Pick
 from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.norms import layer_norm
@@ -94,6 +95,7 @@ def blocks(
     *,
     bias: Array | None = None,
     capture: tuple[str, ...] = (),
+    wanted: Pick | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs the stack of blocks.
 
@@ -101,19 +103,20 @@ def blocks(
         x: [R, T, D] in the compute dtype.
         bias: added to the attention scores of every layer, broadcastable to [R, N, T, S].
         capture: of "attention" (behind its norm) and "layer" (the block's output), each [L, R, T, D].
+        wanted: of the last block, as `apply_layers` takes it; x is [R, W, D] behind it.
     """
     dtype = x.dtype
 
-    def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+    def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
             q, k, v = (dense(a[name], x, "rtd,dnh->rtnh", dtype=dtype) for name in ("query", "key", "value"))
             mixed = attention(q, k, v, mask, bias=bias, dtype=dtype)
-            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x)
+            attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x))
             attended = layer_norm(a["norm"], attended, config.epsilon, dtype=dtype)
         with jax.named_scope("mlp"):
             inner = dense(m["up"], attended, activation=config.activation, dtype=dtype)
             x = layer_norm(m["norm"], dense(m["down"], inner, add=attended), config.epsilon, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
-    return apply_layers((block,), layers, x)
+    return apply_layers((block,), layers, x, wanted)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.batch import FEATURES, Batch
+from jaxpool.batch import FEATURES, Batch, Pick
 from jaxpool.layers import Layer, apply_layers, dense, keep
 from jaxpool.models.family import Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
@@ -218,6 +218,7 @@ def attend(
     x: Array,
     sight: Sight,
     config: Config,
+    pick: Pick,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
@@ -230,13 +231,14 @@ def attend(
         x: [R, T, D] in the compute dtype.
         sight: the layer's.
         config: the model's.
+        pick: of what comes behind the attention, the tokens that are wanted.
         scale, soft_cap: as for `attention`.
         residual: whether x is added.
 
     Returns:
-        [R, T, D] in the compute dtype; float32 without x.
+        [R, W, D] in the compute dtype; float32 without x.
     """
-    dtype, end = x.dtype, _end(x, residual)
+    dtype, end = x.dtype, _end(pick(x), residual)
     x = config.norm(p["norm"], x, dtype=dtype)
     q, k, v = _project(p, x)
     if "query_norm" in p:
@@ -244,7 +246,7 @@ def attend(
         q, k = config.norm(p["query_norm"], q, dtype=dtype), config.norm(p["key_norm"], k, dtype=dtype)
     q, k, v = (y.astype(dtype) for y in (rotate(q, sight.angles), rotate(k, sight.angles), v))
     mixed = attention(q, k, v, sight.mask, scale=scale, soft_cap=soft_cap, dtype=dtype)
-    return dense(p["output"], mixed, "rtnh,nhd->rtd", **end)
+    return dense(p["output"], pick(mixed), "rtnh,nhd->rtd", **end)
 
 
 def _end(x: Array, residual: bool) -> dict[str, Any]:
@@ -288,5 +290,5 @@ def run(
         block(Sight(angles[kind.rotary], AttentionMask.of(batch, causal=config.causal, window=kind.window)))
         for kind in config.pattern
     ]
-    x, by_layer = apply_layers(layers, params["layers"], x)
+    x, by_layer = apply_layers(layers, params["layers"], x, batch.pick)
     return Output(config.norm(params["norm"], x, dtype=dtype), captured | by_layer)

@@ -307,5 +307,6 @@ FAMILY = Family(
     forward=llama.forward,
     pooling="lasttoken",
     captures=pre_norm.CAPTURES,
+    picks=True,
     tower=Tower(patches=patches, forward=embed_pictures, captures=vit.CAPTURES, text=text_arrays),
 )

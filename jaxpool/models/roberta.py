@@ -78,7 +78,8 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = x + e["position"]["embedding"][positions] + e["token_type"]["embedding"][types]
         x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = post_norm.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture)
+    mask = AttentionMask.of(batch)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, capture=capture, wanted=batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)
@@ -100,6 +101,7 @@ FAMILY = Family(
     forward=forward,
     pooling="cls",
     captures=("embeddings", *post_norm.CAPTURES, "pooler"),
+    picks=True,
     heads={
         f"{name}For{kind}Classification": head
         for name in ("Roberta", "XLMRoberta", "Camembert")

@@ -167,7 +167,8 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     with jax.named_scope("embeddings"):
         x = (e["word"]["embedding"][batch.ids] + e["position"]["embedding"][batch.positions]).astype(dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config.text, capture=capture)
+    mask = AttentionMask.of(batch)
+    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, wanted=batch.pick)
     x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     return Output(dense(params["projection"], x), captured | keep(capture, norm=x) | by_layer)
 
@@ -233,6 +234,7 @@ FAMILY = Family(
     forward=forward,
     pooling="lasttoken",
     captures=(*vit.CAPTURES, "norm"),
+    picks=True,
     tower=Tower(patches=patches, forward=embed_pictures, captures=(*vit.CAPTURES, "norm", "query")),
     padding=lambda config: config.max_length,
 )

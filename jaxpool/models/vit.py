@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxpool.attention import AttentionMask, attention
-from jaxpool.batch import ArraySpec
+from jaxpool.batch import ArraySpec, Pick
 from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.norms import layer_norm
@@ -115,6 +115,7 @@ def blocks(
     *,
     angles: tuple[Array, Array] | None = None,
     capture: tuple[str, ...] = (),
+    wanted: Pick | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs the stack of blocks.
 
@@ -122,24 +123,25 @@ def blocks(
         x: [R, T, D] in the compute dtype.
         angles: of queries and keys, where they are rotated.
         capture: of "attention" (the stream behind it) and "layer" (the block's output), each [L, R, T, D].
+        wanted: of the last block, as `apply_layers` takes it; x is [R, W, D] behind it.
     """
     dtype = x.dtype
 
-    def block(x: Array, p: Tree) -> tuple[Array, dict[str, Array]]:
+    def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
             q, k, v = _project(a, layer_norm(a["norm"], x, config.epsilon, dtype=dtype))
             if angles is not None:
                 q, k = rotate(q, angles), rotate(k, angles)
             mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask, dtype=dtype)
-            attended = dense(a["output"], mixed, "rtnh,nhd->rtd", add=x, dtype=dtype)
+            attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x), dtype=dtype)
         with jax.named_scope("mlp"):
             normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
             inner = dense(m["up"], normed, activation=config.activation, dtype=dtype)
             x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
-    return apply_layers((block,), layers, x)
+    return apply_layers((block,), layers, x, wanted)
 
 
 def first_layers(layers: Tree, count: int) -> Tree:
