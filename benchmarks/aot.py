@@ -26,16 +26,15 @@ from benchmarks import hlo
 from benchmarks.products import flops
 from benchmarks.published import MODELS, recipe_of
 from jaxpool.ahead import compile_for, mesh_of, missing, prepare
-from jaxpool.batch import Inputs, unfold
+from jaxpool.batch import Inputs
 from jaxpool.batching import Shape, make_ladder
 from jaxpool.memory import CHIP_BUDGET, head_size, memory_plan
 from jaxpool.params import flatten
-from jaxpool.poolers import wanting
-from jaxpool.program import make_program, param_specs
+from jaxpool.program import make_program, param_specs, unfold_for
 from jaxpool.recipe import Recipe
 from jaxpool.sharding import DATA, rows_sharding
 from jaxpool.slices import Slice
-from jaxpool.tasks import PER_TOKEN
+from jaxpool.tasks import PER_TOKEN, TOKEN_EMBED
 
 LONG = 2048
 LENGTHS = (128, 512, 2048, 8192)
@@ -103,6 +102,7 @@ def measure(
     seconds = time.process_time() - start
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     stacks = [spec.shape for path, spec in flatten(specs).items() if "layers" in path and math.prod(spec.shape) > 2**20]
+    stacks += [shape[1:] for shape in stacks]
     kernels = [math.prod(spec.shape) for path, spec in flatten(specs).items() if path.endswith("kernel")]
     work, left_out = traced_flops(recipe, params, shape, mesh)
     figures = Figures(**asdict(figures) | {
@@ -131,13 +131,13 @@ def traced_flops(recipe: Recipe, params: Any, shape: Shape, mesh: Mesh) -> tuple
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     with nullcontext() if on_gpu else jax.set_mesh(mesh):
         inputs = Inputs.of_shape(shape.rows, shape.tokens, shape.places, make)
-        whole, wanted = (_backbone_flops(recipe, params, inputs, modes) for modes in (("mean",), recipe.pooling))
+        whole, wanted = (_backbone_flops(recipe, params, inputs, task) for task in (TOKEN_EMBED, recipe.task))
         return flops(jax.make_jaxpr(make_program(recipe, recipe.task))(params, inputs).jaxpr), whole - wanted
 
 
-def _backbone_flops(recipe: Recipe, params: Any, inputs: Inputs, pooling: tuple[str, ...]) -> int:
+def _backbone_flops(recipe: Recipe, params: Any, inputs: Inputs, task: str) -> int:
     def run(params: Any, inputs: Inputs) -> jax.Array:
-        return recipe.family.run(params["backbone"], wanting(unfold(inputs), pooling), recipe.config).hidden
+        return recipe.family.run(params["backbone"], unfold_for(recipe, task, inputs), recipe.config).hidden
 
     return flops(jax.make_jaxpr(run)(params, inputs).jaxpr)
 

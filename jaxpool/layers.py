@@ -1,4 +1,6 @@
-"""The small parts that model families share. Letters: R rows, T tokens, D model, N heads, H head dim, F mlp.
+"""The small parts that model families share.
+
+Letters: R rows, T tokens, W wanted ones of them (`Batch.wanted`), D model, N heads, H head dim, F mlp.
 
 Numerics (the same everywhere): matrix products take operands in the compute dtype and accumulate in float32,
 float32 means float32 on every backend (`Precision.HIGHEST`), norms and activations are float32. On GPUs alone a dense
@@ -199,29 +201,32 @@ def _every(values: Array) -> Array:
 
 
 def apply_layers(
-    pattern: Sequence[Layer], layers: Tree, x: Array, wanted: Pick | None = None
+    pattern: Sequence[Layer], layers: Tree, x: Array, pick: Pick | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """Runs a stack of layers, `layer(x, params, pick) -> (x, captured)`.
 
-    A layer picks what goes on behind its attention, which needs every token's keys and values: in the last layer the
-    tokens that are wanted, in others all.
+    A layer picks what goes on behind its attention, which needs every token's keys and values: in the last one the
+    tokens that are wanted, in others all. Whatever else it reads of a token there, it picks too.
 
     Args:
         pattern: what layers 0, 1, … compute, repeating: one function for a uniform stack, several where kinds of
             layer alternate (local and global attention). `lax.scan` runs over whole repeats, the rest one by one.
         layers: stacked leaves [L, …], or a dict of "0" … "L-1".
         x: [R, T, D].
-        wanted: what the last layer picks [R, W, …]; None for all. Nothing can be captured with it.
+        pick: the last layer's (`Batch.pick`); None where all tokens are wanted. Nothing can be captured with it.
 
     Between layers x [R, T, D] lies as `sharding.RULES` says.
 
     Returns:
-        The last x, and each captured value stacked [L, …].
+        The last x [R, W, D], and each captured value stacked [L, …].
     """
     if "0" in layers:
-        return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x, wanted)
+        return _in_turn(pattern, [layers[str(i)] for i in range(len(layers))], x, pick)
     depth, period = jax.tree.leaves(layers)[0].shape[0], len(pattern)
-    repeats = (depth if wanted is None else depth - 1) // period  # the last layer by itself, where it picks
+    # A last layer that picks is not like the others, so its repeat is none.
+    repeats = (depth if pick is None else depth - 1) // period
+    if repeats == 0:
+        return _in_turn(pattern, [_layer(layers, i) for i in range(depth)], x, pick)
 
     # Layers are taken from the stack by number: stacks cut or reshaped into repeats would be copied on every call.
     def group(x: Array, first: Array) -> tuple[Array, dict[str, Array]]:
@@ -231,7 +236,7 @@ def apply_layers(
     captured = jax.tree.map(lambda leaf: leaf.reshape(repeats * period, *leaf.shape[2:]), captured)
     if depth == repeats * period:
         return x, captured
-    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x, wanted)
+    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x, pick)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), captured, last)
 
 
@@ -240,12 +245,12 @@ def _layer(layers: Tree, number: int | Array) -> Tree:
 
 
 def _in_turn(
-    pattern: Sequence[Layer], layers: Sequence[Tree], x: Array, wanted: Pick | None = None
+    pattern: Sequence[Layer], layers: Sequence[Tree], x: Array, pick: Pick | None = None
 ) -> tuple[Array, dict[str, Array]]:
     captured = []
     for i, params in enumerate(layers):
-        own = _every if wanted is None or i < len(layers) - 1 else wanted
+        own = _every if pick is None or i < len(layers) - 1 else pick
         x, values = pattern[i % len(pattern)](constrain(x, ("rows", "tokens", None)), params, own)
         captured.append(values)
-    x = constrain(x, ("rows", "tokens" if wanted is None else None, None))
+    x = constrain(x, ("rows", "tokens" if pick is None else None, None))
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *captured)

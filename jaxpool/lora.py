@@ -55,7 +55,7 @@ def dense(layer: Tree, x: Array, chosen: Array, equation: str = "rtd,df->rtf", *
 
     Args:
         x: [R, T, *in].
-        chosen: as `choose` gives it.
+        chosen: as `choose` gives it; of the same tokens as x.
         equation: x's axes, the kernel's, the result's; "a" and "k" are taken.
         end: what follows, as for `layers.finish`.
     """

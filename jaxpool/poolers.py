@@ -1,5 +1,7 @@
 """Poolers: hidden states of packed rows [R, T, D] -> one vector a sequence [R, M, D], in float32.
 
+Those that read one token of a sequence say which before the backbone runs (`wanting`), and it leaves out the others.
+
 The six modes of sentence-transformers, over the tokens behind each sequence's `skip`. Padding never enters:
 pad rows are replaced by `where`, not multiplied away, since NaN × 0 is NaN.
 """
@@ -12,7 +14,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from jaxpool.batch import Batch
+from jaxpool.batch import Batch, take
 from jaxpool.layers import einsum
 
 Array = jax.Array
@@ -37,33 +39,22 @@ def _last(batch: Batch) -> Array:
     return batch.starts + batch.lengths - 1
 
 
-# Of the poolers that read one token of a sequence: its index in the row [R, M] (of unused places, any number).
+# Of the poolers that read one token of a sequence: its index in the row [R, M]; of unused places any number.
 _ONE_TOKEN: Mapping[str, Callable[[Batch], Array]] = {"cls": _first, "lasttoken": _last}
 
 
-def wanting(batch: Batch, modes: tuple[str, ...]) -> Batch:
-    """The batch with the tokens that pooling by `modes` reads as the wanted ones, where it reads one of each sequence.
-
-    A backbone's last layer then computes nothing for the others behind its attention.
-    """
-    if len(modes) > 1 or modes[0] not in _ONE_TOKEN:
-        return batch
-    return replace(batch, wanted=jnp.clip(_ONE_TOKEN[modes[0]](batch), 0, batch.ids.shape[1] - 1))
-
-
-def _one_token(mode: str, hidden: Array, batch: Batch) -> Array:
-    pick = wanting(batch, (mode,)).pick if batch.wanted is None else None
-    return (pick(hidden) if pick else hidden).astype(jnp.float32)
+def _index(mode: str, batch: Batch) -> Array:
+    return jnp.clip(_ONE_TOKEN[mode](batch), 0, batch.ids.shape[1] - 1)
 
 
 def cls(hidden: Array, batch: Batch) -> Array:
     """The first pooled token."""
-    return _one_token("cls", hidden, batch)
+    return take(hidden.astype(jnp.float32), _index("cls", batch))
 
 
 def lasttoken(hidden: Array, batch: Batch) -> Array:
     """The last token."""
-    return _one_token("lasttoken", hidden, batch)
+    return take(hidden.astype(jnp.float32), _index("lasttoken", batch))
 
 
 def _sums(hidden: Array, batch: Batch, weights: Array) -> Array:
@@ -113,13 +104,22 @@ POOLERS: Mapping[str, Callable[[Array, Batch], Array]] = {
 }
 
 
+def wanting(batch: Batch, modes: tuple[str, ...]) -> Batch:
+    """The batch for a backbone whose states `modes` pool: where they read one token of a sequence, it wants that."""
+    if len(modes) > 1 or modes[0] not in _ONE_TOKEN:
+        return batch
+    return replace(batch, wanted=_index(modes[0], batch))
+
+
 def pool(hidden: Array, batch: Batch, modes: tuple[str, ...]) -> Array:
     """Pools by each mode and concatenates: float32 [R, M, len(modes) · D].
 
     Args:
-        hidden: of every token [R, T, D], or of those that the batch is `wanting` by the same modes [R, M, D].
+        hidden: of every token [R, T, D], or of a batch that is `wanting` by the same modes [R, M, D].
         batch: whose.
         modes: names in `POOLERS`.
     """
+    if batch.wanted is not None:
+        return hidden.astype(jnp.float32)
     with jax.named_scope("pool"):
         return jnp.concatenate([POOLERS[mode](hidden, batch) for mode in modes], axis=-1)

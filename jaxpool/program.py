@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpool.batch import NONE, PIXELS, Arrays, Inputs, Sequence, by_token, unfold
+from jaxpool.batch import NONE, PIXELS, Arrays, Batch, Inputs, Sequence, by_token, unfold
 from jaxpool.heads import FINAL, apply_chain, chain_specs
 from jaxpool.models.family import Tower
 from jaxpool.params import Tree
@@ -83,9 +83,7 @@ def make_program(recipe: Recipe, task: str, arrays: Arrays = NONE) -> Program:
     """
 
     def program(params: Tree, inputs: Inputs) -> jax.Array:
-        batch = unfold(inputs)
-        if task not in PER_TOKEN:
-            batch = wanting(batch, recipe.pooling)
+        batch = unfold_for(recipe, task, inputs)
         x = recipe.family.run(params["backbone"], batch, recipe.config).hidden.astype(jnp.float32)
         x = apply_chain(recipe.token_modules, params.get("tokens", {}), x)
         spread = lambda values: values  # noqa: E731
@@ -96,6 +94,12 @@ def make_program(recipe: Recipe, task: str, arrays: Arrays = NONE) -> Program:
         return _answer(recipe, task, params, inputs, x, spread)
 
     return Program(program, arrays, per_token=task in PER_TOKEN)
+
+
+def unfold_for(recipe: Recipe, task: str, inputs: Inputs) -> Batch:
+    """The batch that the backbone gets for a task: wanted is what the task's pooler reads, or all."""
+    batch = unfold(inputs)
+    return batch if task in PER_TOKEN else wanting(batch, recipe.pooling)
 
 
 def make_tower_program(recipe: Recipe, tower: Tower, dtype: Any) -> Program:

@@ -50,9 +50,10 @@ def test_any_company(llm):
     assert np.abs(reversed_ - alone).max() <= limit
 
 
-def test_deterministic_is_bitwise(directory):
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_deterministic_is_bitwise(pooling, tmp_path):
     sample = texts(150, seed=3)
-    with LLM(directory, deterministic=True, max_num_batched_tokens=128) as llm:
+    with LLM(tiny_bert(tmp_path, pooling=pooling), deterministic=True, max_num_batched_tokens=128) as llm:
         together = llm.embed_array(sample)
         order = np.random.default_rng(1).permutation(len(sample))
         shuffled = llm.embed_array([sample[i] for i in order])

@@ -150,6 +150,9 @@ def test_results_are_rounded_before_they_are_written_out(programs, case):
     tokens, layers = found["tokens"] * found["rows"], CONFIG["num_hidden_layers"]
     weights = 4 * width**2 + 2 * width * mlp
     products = layers * 2 * (tokens * (8 * width + 2 * (width + mlp)) + weights)
+    # Behind its attention the last layer goes on with one token of each place.
+    unwanted = tokens - found["rows"] * min(64, found["tokens"] // 4)
+    products -= 2 * unwanted * (2 * width + 2 * (width + mlp))
     assert found["traffic"]["products"] == pytest.approx(products, rel=0.02)
     assert found["traffic"]["kernels"] == pytest.approx(layers * tokens * 2 * 4 * width, rel=0.03)
     # Two norms of 3 rows each, GELU's 2, and the embeddings.

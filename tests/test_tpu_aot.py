@@ -128,6 +128,7 @@ def test_a_published_shape_compiles(programs, case):
     found = programs[case]
     assert not found["error"]
     assert not found["wrong"]
+    assert not found["weight_copies"]
     assert not found["collectives"]
     assert found["kernels"] > 0
     assert found["xla_bytes"] > found["arguments"]  # every weight is read once at least

@@ -337,8 +337,9 @@ def _write_modules(
     _write_json(directory / "modules.json", modules)
     length = {"max_seq_length": positions, "do_lower_case": False}
     _write_json(directory / folder / "sentence_bert_config.json", length)
-    flags = {f"pooling_mode_{name}_tokens": name == pooling for name in ("mean", "max")}
-    flags["pooling_mode_cls_token"] = pooling == "cls"
+    flags = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+    assert pooling in flags
+    flags = {f"pooling_mode_{flag}": name == pooling for name, flag in flags.items()}
     _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden, **flags})
     if dense:
         module = Dense(hidden, hidden // 2)

@@ -66,7 +66,7 @@ def param_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "attention", "layer" and, if loaded, "pooler"."""
+    """Hidden states [R, W, D]; captures "embeddings", "attention", "layer" and, if loaded, "pooler"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
@@ -75,7 +75,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
         x = layer_norm(e["norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
     mask = AttentionMask.of(batch)
-    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, capture=capture, wanted=batch.pick)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, capture=capture, pick=batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)

@@ -23,7 +23,7 @@ from jaxpool.models.hf_config import HFConfig
 from jaxpool.norms import layer_norm
 from jaxpool.params import ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
-from jaxpool.poolers import cls, wanting
+from jaxpool.poolers import pool, wanting
 
 _FIRST_END = 2
 
@@ -150,21 +150,21 @@ def param_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """A text's hidden states [R, T, D], projected; captures "embeddings", "attention", "layer" and "norm"."""
+    """A text's hidden states [R, W, D], projected; captures "embeddings", "attention", "layer" and "norm"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
         x = (e["word"]["embedding"][batch.ids] + e["position"]["embedding"][batch.positions]).astype(dtype)
     captured = keep(capture, embeddings=x)
     mask = AttentionMask.of(batch, causal=True)
-    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, wanted=batch.pick)
+    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, pick=batch.pick)
     x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     captured |= keep(capture, norm=x) | by_layer
     return Output(dense(params["projection"], x), captured)
 
 
 def see(params: Tree, batch: Batch, config: Vision, *, capture: tuple[str, ...] = ()) -> Output:
-    """A tower's hidden states [R, P, D] of the class token and the patches; nothing is normed behind the last layer.
+    """A tower's hidden states [R, W, D]; nothing is normed behind the last layer.
 
     Args:
         params: as `vision_specs`.
@@ -178,7 +178,7 @@ def see(params: Tree, batch: Batch, config: Vision, *, capture: tuple[str, ...] 
         x = (x + params["position"]["embedding"][batch.ids]).astype(dtype)
         x = layer_norm(params["pre_norm"], x, config.epsilon, dtype=dtype)
     captured = keep(capture, embeddings=x)
-    x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture, wanted=batch.pick)
+    x, by_layer = vit.blocks(params["layers"], x, AttentionMask.of(batch), config, capture=capture, pick=batch.pick)
     return Output(x, captured | by_layer)
 
 
@@ -187,7 +187,8 @@ def embed_pictures(params: Tree, batch: Batch, config: Config, *, capture: tuple
     tower = params["vision"]
     batch = batch if capture else wanting(batch, ("cls",))
     seen = see(tower, batch, config.vision, capture=capture)
-    pooled = layer_norm(tower["post_norm"], cls(seen.hidden, batch), config.vision.epsilon).astype(seen.hidden.dtype)
+    pooled = pool(seen.hidden, batch, ("cls",))
+    pooled = layer_norm(tower["post_norm"], pooled, config.vision.epsilon).astype(seen.hidden.dtype)
     return Output(dense(tower["projection"], pooled), seen.captured | keep(capture, pooled=pooled))
 
 

@@ -19,8 +19,8 @@ class Output(NamedTuple):
     """What a backbone returns.
 
     Attributes:
-        hidden: the last hidden states [R, T, D], in the compute dtype; of a batch's wanted tokens only, where it says
-            which, [R, W, D].
+        hidden: the last hidden states [R, W, D], in the compute dtype, of the tokens that the batch wants (all T, if it
+            names none).
         captured: the intermediates asked for by `capture=`, by name; per-layer ones are stacked [L, R, T, …].
     """
 
@@ -182,5 +182,5 @@ class Family:
             return Output(take(hidden, batch.wanted), {})
         output = self.forward(params, batch, config)
         if output.hidden.shape[1] != batch.wanted.shape[1]:
-            raise ValueError(f"family {self.name!r} says that it `picks`, and its `forward` returns every token")
+            raise ValueError(f"family {self.name!r}: `forward` returns every token's states, so `picks` must be False")
         return output

@@ -118,7 +118,7 @@ def pooler_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "attention", "layer" and, if loaded, "pooler"."""
+    """Hidden states [R, W, D]; captures "embeddings", "attention", "layer" and, if loaded, "pooler"."""
     e = params["embeddings"]
     dtype = e["norm"]["scale"].dtype
     chosen = lora.choose(batch, len(config.adapters), config.adapter_scale)

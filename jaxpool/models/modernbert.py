@@ -144,7 +144,7 @@ def param_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "attention" and "layer", both behind the residual sum."""
+    """Hidden states [R, W, D]; captures "embeddings", "attention" and "layer", both behind the residual sum."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):

@@ -98,7 +98,7 @@ def relative_buckets(length: int) -> np.ndarray:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D]; captures "embeddings", "bias", "attention", "layer" and, if loaded, "pooler"."""
+    """Hidden states [R, W, D]; captures "embeddings", "bias", "attention", "layer" and, if loaded, "pooler"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
@@ -110,7 +110,7 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
     bias = jnp.moveaxis(params["relative"]["embedding"][buckets], -1, 0)[None]
     captured = keep(capture, embeddings=x, bias=bias)
     mask = AttentionMask.of(batch)
-    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, bias=bias, capture=capture, wanted=batch.pick)
+    x, by_layer = post_norm.blocks(params["layers"], x, mask, config, bias=bias, capture=capture, pick=batch.pick)
     if "pooler" in capture:
         captured["pooler"] = jnp.tanh(dense(params["pooler"], x))
     return Output(x, captured | by_layer)

@@ -171,7 +171,7 @@ def param_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """Hidden states [R, T, D] behind the last norm; captures "embeddings", and the streams "attention", "layer"."""
+    """Hidden states [R, W, D] behind the last norm; captures "embeddings", and the streams "attention", "layer"."""
 
     def block(sight: pre_norm.Sight) -> Layer:
         def layer(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:

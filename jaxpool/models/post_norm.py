@@ -95,7 +95,7 @@ def blocks(
     *,
     bias: Array | None = None,
     capture: tuple[str, ...] = (),
-    wanted: Pick | None = None,
+    pick: Pick | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs the stack of blocks.
 
@@ -103,7 +103,7 @@ def blocks(
         x: [R, T, D] in the compute dtype.
         bias: added to the attention scores of every layer, broadcastable to [R, N, T, S].
         capture: of "attention" (behind its norm) and "layer" (the block's output), each [L, R, T, D].
-        wanted: of the last block, as `apply_layers` takes it; x is [R, W, D] behind it.
+        pick: as `apply_layers` takes it.
     """
     dtype = x.dtype
 
@@ -119,4 +119,4 @@ def blocks(
             x = layer_norm(m["norm"], dense(m["down"], inner, add=attended), config.epsilon, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
-    return apply_layers((block,), layers, x, wanted)
+    return apply_layers((block,), layers, x, pick)

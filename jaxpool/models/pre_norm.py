@@ -236,7 +236,7 @@ def attend(
         residual: whether x is added.
 
     Returns:
-        [R, W, D] in the compute dtype; float32 without x.
+        [R, W, D] of the tokens picked, in the compute dtype; float32 without x.
     """
     dtype, end = x.dtype, _end(pick(x), residual)
     x = config.norm(p["norm"], x, dtype=dtype)
@@ -264,7 +264,7 @@ def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
 
 
 def gated_mlp(p: Tree, x: Array, config: Config, *, residual: bool = True) -> Array:
-    """norm -> activation(gate) · up -> down. Arguments and result as `attend`'s."""
+    """norm -> activation(gate) · up -> down. Arguments and result as `attend`'s, all of [R, W, D]."""
     dtype, end = x.dtype, _end(x, residual)
     x = config.norm(p["norm"], x, dtype=dtype)
     gate = dense(p["gate"], x, activation=config.activation)

@@ -161,14 +161,14 @@ def param_specs(config: Config) -> Tree:
 
 
 def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:
-    """A text's hidden states [R, T, D], projected; captures "embeddings", "attention", "layer" and "norm"."""
+    """A text's hidden states [R, W, D], projected; captures "embeddings", "attention", "layer" and "norm"."""
     e = params["embeddings"]
     dtype = e["word"]["embedding"].dtype
     with jax.named_scope("embeddings"):
         x = (e["word"]["embedding"][batch.ids] + e["position"]["embedding"][batch.positions]).astype(dtype)
     captured = keep(capture, embeddings=x)
     mask = AttentionMask.of(batch)
-    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, wanted=batch.pick)
+    x, by_layer = vit.blocks(params["layers"], x, mask, config.text, capture=capture, pick=batch.pick)
     x = layer_norm(params["norm"], x, config.text.epsilon, dtype=dtype)
     return Output(dense(params["projection"], x), captured | keep(capture, norm=x) | by_layer)
 

@@ -115,7 +115,7 @@ def blocks(
     *,
     angles: tuple[Array, Array] | None = None,
     capture: tuple[str, ...] = (),
-    wanted: Pick | None = None,
+    pick: Pick | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs the stack of blocks.
 
@@ -123,7 +123,7 @@ def blocks(
         x: [R, T, D] in the compute dtype.
         angles: of queries and keys, where they are rotated.
         capture: of "attention" (the stream behind it) and "layer" (the block's output), each [L, R, T, D].
-        wanted: of the last block, as `apply_layers` takes it; x is [R, W, D] behind it.
+        pick: as `apply_layers` takes it.
     """
     dtype = x.dtype
 
@@ -141,7 +141,7 @@ def blocks(
             x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 
-    return apply_layers((block,), layers, x, wanted)
+    return apply_layers((block,), layers, x, pick)
 
 
 def first_layers(layers: Tree, count: int) -> Tree:
