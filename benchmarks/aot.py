@@ -102,7 +102,6 @@ def measure(
     seconds = time.process_time() - start
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     stacks = [spec.shape for path, spec in flatten(specs).items() if "layers" in path and math.prod(spec.shape) > 2**20]
-    stacks += [shape[1:] for shape in stacks]
     kernels = [math.prod(spec.shape) for path, spec in flatten(specs).items() if path.endswith("kernel")]
     work, left_out = traced_flops(recipe, params, shape, mesh)
     figures = Figures(**asdict(figures) | {

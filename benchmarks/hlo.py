@@ -56,12 +56,23 @@ def collectives(text: str) -> dict[str, int]:
     return {name: found[name] for name in COLLECTIVES if found[name]}
 
 
-def copies(text: str, weights: Collection[Shape]) -> list[Shape]:
-    """Results of copies, transposes and conversions that have as many dimensions and sizes as one of `weights`."""
-    wanted = {tuple(sorted(n for n in shape if n > 1)) for shape in weights}
+def copies(text: str, stacks: Collection[Shape]) -> list[Shape]:
+    """Results of copies, transposes and conversions with the sizes of one of `stacks`, or of a layer's parameter.
+
+    Activations may have a layer's sizes, too. A layer's "copy-start" only fetches it ahead, into vector memory.
+    """
+    wanted, layers = ({_sizes(shape) for shape in shapes} for shapes in (stacks, [shape[1:] for shape in stacks]))
     moves = ("copy", "copy-start", "transpose", "convert")
-    found = (shapes[0] for operation, shapes in instructions(text) if operation in moves and shapes)
-    return [shape for shape in found if tuple(sorted(n for n in shape if n > 1)) in wanted]
+    moved = [shapes[0] for operation, shapes in instructions(text) if operation in moves and shapes]
+    parameters = [tuple(map(int, sizes.split(","))) for sizes in _MOVED_PARAMETER.findall(text)]
+    return [x for x in moved if _sizes(x) in wanted] + [x for x in parameters if _sizes(x) in layers - wanted]
+
+
+_MOVED_PARAMETER = re.compile(r" = \w+\[([\d,]+)\]\S* (?:copy|transpose|convert)\(.*op_name=\"params\[")
+
+
+def _sizes(shape: Shape) -> Shape:
+    return tuple(sorted(n for n in shape if n > 1))
 
 
 def squares(text: str, tokens: int) -> set[Shape]:

@@ -236,7 +236,11 @@ def apply_layers(
     captured = jax.tree.map(lambda leaf: leaf.reshape(repeats * period, *leaf.shape[2:]), captured)
     if depth == repeats * period:
         return x, captured
-    x, last = _in_turn(pattern, [_layer(layers, i) for i in range(repeats * period, depth)], x, pick)
+    rest = [_layer(layers, i) for i in range(repeats * period, depth)]
+    if pick is not None:
+        # Alone: else a TPU's compiler lays out the stacks for them, and copies those on every call, not one layer.
+        rest = jax.lax.optimization_barrier(rest)
+    x, last = _in_turn(pattern, rest, x, pick)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), captured, last)
 
 
