@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16", which safetensors asks for)
 import numpy as np
 
-from jaxpool.converters.rules import CheckpointError, Index
 from jaxpool.converters.torch_bin import TorchFile
+from jaxpool.converters.transforms import CheckpointError, Index
 
 # The order in which a directory is searched; a stem.index.json beside it means that it is split over files.
 STEMS = (("flax_params", "safetensors"), ("model", "safetensors"), ("pytorch_model", "bin"))

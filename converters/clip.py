@@ -1,6 +1,7 @@
 """Where CLIP's weights come from: transformers' `CLIPModel` keys. What they compute: `jaxpool/models/clip.py`."""
 
-from jaxpool.converters.rules import Rule, Table, Transform, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, layer_norm, linear, skip
+from jaxpool.converters.transforms import Transform
 
 
 def blocks(source: str, target: str) -> tuple[Rule, ...]:

@@ -4,7 +4,8 @@ An adapted matrix is spelt as torch's parametrizations are: `original`, `0.lora_
 one without adapters is a plain `weight`. What they compute: `jaxpool/models/jina.py`.
 """
 
-from jaxpool.converters.rules import Rule, Table, Transform, layer_norm, skip
+from jaxpool.converters.rules import Rule, Table, layer_norm, skip
+from jaxpool.converters.transforms import Transform
 
 
 def _linear(source: str, target: str, out: str = "f", into: str = "d", *, optional: bool = False) -> tuple[Rule, ...]:

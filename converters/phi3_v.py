@@ -1,7 +1,8 @@
 """Where Phi-3-vision's weights come from. What they compute: `jaxpool/models/phi3_v.py`."""
 
 from jaxpool.converters import clip
-from jaxpool.converters.rules import Rule, Table, Transform, linear, skip
+from jaxpool.converters.rules import Rule, Table, linear, skip
+from jaxpool.converters.transforms import Transform
 
 _LAYER = "layers.{layer}"
 _SEEN = "vision_embed_tokens"

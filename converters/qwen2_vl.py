@@ -5,7 +5,8 @@ The published checkpoints have "model.…" and "visual.…"; transformers has wr
 """
 
 from jaxpool.converters import llama
-from jaxpool.converters.rules import Rule, Table, Transform, inside, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, inside, layer_norm, linear, skip
+from jaxpool.converters.transforms import Transform
 
 _BLOCK = "blocks.{layer}"
 _TOWER = (

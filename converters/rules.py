@@ -1,13 +1,12 @@
 """The rule engine: checkpoint keys -> the leaves of a Flax param tree, and back.
 
 A family writes a table of `Rule`s. Every key of a checkpoint must match exactly one of them and every declared
-leaf must be filled exactly once; all that does not fit is collected and raised as one error. A transform works
-on a slice as well as on the whole and can be inverted, so one table drives loading, loading by shards, and export.
+leaf must be filled exactly once; all that does not fit is collected and raised as one error. A transform works on a
+slice as well as on the whole and can be inverted, so one table drives loading, loading by shards, and export.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,113 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxpool.converters.transforms import UNCHANGED, CheckpointError, Index, TokenRows, Transform
 from jaxpool.params import ParamSpec, Tree, flatten
-
-Index = tuple[slice, ...]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint whose tensors do not fit the model; the message lists every problem."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How a checkpoint's tensor becomes a leaf, as an einops-like pattern: "(n h) d -> d n h".
-
-    The left side names the tensor's dimensions, a bracket for several axes in one; the right side names the
-    leaf's dimensions in order. An empty pattern leaves the tensor as it is.
-    """
-
-    pattern: str = ""
-
-    @cached_property
-    def _groups(self) -> list[list[str]]:
-        left = self.pattern.split("->")[0]
-        return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\S+", left)]
-
-    @cached_property
-    def _order(self) -> list[str]:
-        return self.pattern.split("->")[1].split()
-
-    def source_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The checkpoint's shape for a leaf of `shape`."""
-        if not self.pattern:
-            return tuple(shape)
-        size = dict(zip(self._order, shape, strict=True))
-        return tuple(math.prod(size[axis] for axis in group) for group in self._groups)
-
-    def read(
-        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
-    ) -> np.ndarray:
-        """The leaf (or the part of it under `index`), fetching only the rows of the tensor that it needs.
-
-        Args:
-            fetch: index into the checkpoint's tensor -> array.
-            shape: the leaf's whole shape.
-            index: slices of step 1 into the leaf; None for all of it.
-        """
-        index = index or (slice(None),) * len(shape)
-        if not self.pattern:
-            return fetch(index)
-        size = dict(zip(self._order, shape, strict=True))
-        part = dict(zip(self._order, index, strict=True))
-        source, axes, inner = [], [], []
-        for group in self._groups:
-            first, *rest = group
-            start, stop, _ = part[first].indices(size[first])
-            block = math.prod(size[axis] for axis in rest)
-            source.append(slice(start * block, stop * block))
-            axes += [stop - start, *(size[axis] for axis in rest)]
-            inner += [slice(None), *(part[axis] for axis in rest)]
-        split = fetch(tuple(source)).reshape(axes)[tuple(inner)]
-        names = [axis for group in self._groups for axis in group]
-        return np.ascontiguousarray(split.transpose([names.index(axis) for axis in self._order]))
-
-    def invert(self, leaf: np.ndarray) -> np.ndarray:
-        """The checkpoint's tensor that `read` makes this leaf from."""
-        if not self.pattern:
-            return leaf
-        names = [axis for group in self._groups for axis in group]
-        restored = leaf.transpose([self._order.index(axis) for axis in names])
-        return np.ascontiguousarray(restored).reshape(self.source_shape(leaf.shape))
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """A small head cut out of the language model's: the rows of a few tokens, [D, K], or [D, 1] their difference.
-
-    Softmax over two tokens is the sigmoid of their difference, so one row of it, taken in float32, does the work of
-    the whole [V, D] head (in bfloat16 the rows of "yes" and "no" would cancel).
-
-    Attributes:
-        ids: the tokens; for a difference (false, true).
-        vocab: rows of the stored matrix.
-        difference: whether the leaf is the second row minus the first.
-    """
-
-    ids: tuple[int, ...]
-    vocab: int
-    difference: bool = False
-
-    def source_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The checkpoint's shape for a leaf of `shape`."""
-        return (self.vocab, shape[0])
-
-    def read(
-        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
-    ) -> np.ndarray:
-        """The leaf, or the part of it under `index`, in float32. Arguments as `Transform.read`."""
-        rows = np.concatenate([fetch((slice(i, i + 1), slice(None))) for i in self.ids]).astype(np.float32)
-        leaf = (rows[1:] - rows[:1] if self.difference else rows).T
-        return np.ascontiguousarray(leaf[index] if index else leaf)
-
-    def invert(self, leaf: np.ndarray) -> np.ndarray:
-        """There is no way back.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError("a head cut out of a language model's head cannot be written back under its name")
 
 
 @dataclass(frozen=True)
@@ -142,7 +36,7 @@ class Rule:
 
     source: str
     target: str | None
-    transform: Transform | TokenRows = Transform()
+    transform: Transform | TokenRows = UNCHANGED
     optional: bool = False
     shared: bool = False
     first: int = 0

@@ -1,7 +1,8 @@
 """Where SigLIP's weights come from: transformers' `SiglipModel` keys. What they compute: `jaxpool/models/siglip.py`."""
 
 from jaxpool.converters.clip import blocks, patches
-from jaxpool.converters.rules import Rule, Table, Transform, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, layer_norm, linear, skip
+from jaxpool.converters.transforms import Transform
 
 
 def tower(source: str, target: str) -> tuple[Rule, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxpool.converters.rules import CheckpointError, Index
+from jaxpool.converters.transforms import CheckpointError, Index
 
 _STORAGE_DTYPES: dict[str, Any] = {
     "DoubleStorage": np.float64,

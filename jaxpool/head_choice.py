@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxpool import rerankers
 from jaxpool.activations import by_labels, resolve_activation
-from jaxpool.converters.rules import TokenRows
+from jaxpool.converters.transforms import TokenRows
 from jaxpool.heads import Dense, Module
 from jaxpool.log import once
 from jaxpool.models.family import Family, Head

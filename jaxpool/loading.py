@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
-from jaxpool.converters.rules import Binding, Index, Leaf, Rule, Table, TokenRows, bind, identity_table, skip
+from jaxpool.converters.rules import Binding, Leaf, Rule, Table, bind, identity_table, skip
+from jaxpool.converters.transforms import Index, TokenRows
 from jaxpool.params import ParamSpec, Tree, flatten, unflatten
 from jaxpool.program import param_specs
 from jaxpool.recipe import Recipe

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpool import native
-from jaxpool.converters.rules import Index, Leaf
+from jaxpool.converters.rules import Leaf
+from jaxpool.converters.transforms import Index
 from jaxpool.loading import load
 from jaxpool.packing import pack, packs
 from jaxpool.params import ParamSpec, Tree, flatten, one_layer, stacked_depth, unflatten, unstack_layers

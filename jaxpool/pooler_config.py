@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpool.activation_flags import OF_CLASSIFIERS, OF_EMBEDDINGS, check_flags, flag
 from jaxpool.activations import by_labels
-from jaxpool.converters.rules import TokenRows
+from jaxpool.converters.transforms import TokenRows
 from jaxpool.heads import Calibrate, Dense, Module, Select, chain_width
 from jaxpool.log import once
 from jaxpool.pooling_params import check_dimensions

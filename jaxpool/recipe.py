@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxpool import sentence_transformers as st
 from jaxpool.converters.checkpoint import read_json
-from jaxpool.converters.rules import TokenRows
+from jaxpool.converters.transforms import TokenRows
 from jaxpool.head_choice import Source, choose
 from jaxpool.heads import Dense, Module, chain_width
 from jaxpool.hf_overrides import HFOverrides, override

@@ -13,7 +13,8 @@ import pytest
 
 from jaxpool import placement
 from jaxpool.converters.export import write_safetensors
-from jaxpool.converters.rules import CheckpointError, to_checkpoint
+from jaxpool.converters.rules import to_checkpoint
+from jaxpool.converters.transforms import CheckpointError
 from jaxpool.loading import family_table
 from jaxpool.params import flatten, unstack_layers
 from jaxpool.placement import load_to_mesh, stored_bytes

@@ -5,17 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpool.converters.rules import (
-    CheckpointError,
-    Rule,
-    Table,
-    Transform,
-    bind,
-    layer_norm,
-    linear,
-    skip,
-    to_checkpoint,
-)
+from jaxpool.converters.rules import Rule, Table, bind, layer_norm, linear, skip, to_checkpoint
+from jaxpool.converters.transforms import CheckpointError, Transform
 from jaxpool.params import ParamSpec, flatten
 
 SPECS = {

@@ -105,6 +105,7 @@ STREET = [
         "converters.head",
     },
     {"converters.rules"},
+    {"converters.transforms"},
     {"image_chat_templates"},
     {
         "params",

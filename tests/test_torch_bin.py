@@ -12,8 +12,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from jaxpool.converters.rules import CheckpointError
 from jaxpool.converters.torch_bin import TorchFile
+from jaxpool.converters.transforms import CheckpointError
 
 VALUES = np.arange(6, dtype=np.float32)
 BYTES = VALUES.tobytes()

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from jaxpool.batch import Inputs, unfold
 from jaxpool.converters.checkpoint import open_checkpoint
 from jaxpool.converters.jina import TABLE
-from jaxpool.converters.rules import CheckpointError, bind, to_checkpoint
+from jaxpool.converters.rules import bind, to_checkpoint
+from jaxpool.converters.transforms import CheckpointError
 from jaxpool.models import find_family
 from jaxpool.models.family import Output
 from jaxpool.models.hf_config import ConfigError
