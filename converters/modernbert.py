@@ -5,15 +5,16 @@ What they compute: `jaxpool/models/modernbert.py`.
 
 from dataclasses import replace
 
-from jaxpool.converters.rules import Rule, Table, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, fused, layer_norm, linear, skip
+from jaxpool.params import QKV
 
 
 def _layer(source: str, target: str) -> tuple[Rule, ...]:
     return (
-        *linear(f"{source}.attn.Wqkv", f"{target}/attention/qkv", "(c n h) d -> d c n h", "(c n h) -> c n h"),
+        *fused(f"{source}.attn.Wqkv", f"{target}/attention", QKV, "(n h) d -> d n h", "(n h) -> n h"),
         *linear(f"{source}.attn.Wo", f"{target}/attention/output", "d (n h) -> n h d"),
         *layer_norm(f"{source}.mlp_norm", f"{target}/mlp/norm"),
-        *linear(f"{source}.mlp.Wi", f"{target}/mlp/up", "(c f) d -> d c f", "(c f) -> c f"),
+        *fused(f"{source}.mlp.Wi", f"{target}/mlp", ("gate", "up")),
         *linear(f"{source}.mlp.Wo", f"{target}/mlp/down"),
     )
 

@@ -5,15 +5,15 @@ The published checkpoints have "model.…" and "visual.…"; transformers has wr
 """
 
 from jaxpool.converters import llama
-from jaxpool.converters.rules import Rule, Table, inside, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, fused, inside, layer_norm, linear, skip
 from jaxpool.converters.transforms import Transform
+from jaxpool.params import QKV
 
 _BLOCK = "blocks.{layer}"
 _TOWER = (
     Rule("patch_embed.proj.weight", "vision/patches/kernel", Transform("d c f y x -> c f y x d")),
     *layer_norm(f"{_BLOCK}.norm1", "vision/layers/attention/norm"),
-    # First all queries, then all keys, then all values.
-    *linear(f"{_BLOCK}.attn.qkv", "vision/layers/attention/qkv", "(c n h) d -> d c n h", "(c n h) -> c n h"),
+    *fused(f"{_BLOCK}.attn.qkv", "vision/layers/attention", QKV, "(n h) d -> d n h", "(n h) -> n h"),
     *linear(f"{_BLOCK}.attn.proj", "vision/layers/attention/output", "d (n h) -> n h d"),
     *layer_norm(f"{_BLOCK}.norm2", "vision/layers/mlp/norm"),
     *linear(f"{_BLOCK}.mlp.fc1", "vision/layers/mlp/up"),

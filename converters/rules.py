@@ -1,8 +1,9 @@
 """The rule engine: checkpoint keys -> the leaves of a Flax param tree, and back.
 
-A family writes a table of `Rule`s. Every key of a checkpoint must match exactly one of them and every declared
-leaf must be filled exactly once; all that does not fit is collected and raised as one error. A transform works on a
-slice as well as on the whole and can be inverted, so one table drives loading, loading by shards, and export.
+A family writes a table of `Rule`s. Every key of a checkpoint must match exactly one of them, or one for each part of
+its tensor, and every declared leaf must be filled exactly once; all that does not fit is collected and raised as one
+error. A transform works on a slice as well as on the whole and can be inverted, so one table drives loading, loading by
+shards, and export.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpool.converters.transforms import UNCHANGED, CheckpointError, Index, TokenRows, Transform
+from jaxpool.converters.transforms import UNCHANGED, WHOLE, CheckpointError, Fetch, Index, Part, TokenRows, Transform
 from jaxpool.params import ParamSpec, Tree, flatten
 
 
@@ -32,6 +33,7 @@ class Rule:
         optional: the target may be absent from the declaration; then the tensor is left out.
         shared: the tensor fills another leaf too (an embedding table that is also the head).
         first: the number of the layer that is stacked first; earlier ones have rules of their own.
+        part: which part of the tensor the leaf is; rules of the same key take the others.
     """
 
     source: str
@@ -40,6 +42,7 @@ class Rule:
     optional: bool = False
     shared: bool = False
     first: int = 0
+    part: Part = WHOLE
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -61,6 +64,17 @@ class Rule:
         """The checkpoint's key for a place in the stack."""
         return self.source.format(layer=place if place is None else place + self.first)
 
+    def source_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the checkpoint's tensor for a leaf (or one layer of it) of `shape`."""
+        own = self.transform.source_shape(shape)
+        return own if self.part == WHOLE else (self.part.of * own[0], *own[1:])
+
+    def read(self, fetch: Fetch, shape: Sequence[int], index: Index | None = None) -> np.ndarray:
+        """The leaf (or one layer of it), or the part of it under `index`. Arguments as `Transform.read`."""
+        if self.part != WHOLE:
+            fetch = self.part.within(fetch, self.transform.source_shape(shape)[0])
+        return self.transform.read(fetch, shape, index)
+
 
 def skip(source: str) -> Rule:
     """A tensor that is known and left out, unless another rule takes it."""
@@ -73,13 +87,29 @@ def inside(path: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def linear(
-    source: str, target: str, kernel: str = "f d -> d f", bias: str = "", *, optional: bool = False
+    source: str,
+    target: str,
+    kernel: str = "f d -> d f",
+    bias: str = "",
+    *,
+    optional: bool = False,
+    part: Part = WHOLE,
 ) -> list[Rule]:
     """The two rules of a torch Linear: `weight` [out, in] -> `kernel` [in, …out], `bias` -> `bias`."""
     return [
-        Rule(f"{source}.weight", f"{target}/kernel", Transform(kernel), optional),
-        Rule(f"{source}.bias", f"{target}/bias", Transform(bias), optional),
+        Rule(f"{source}.weight", f"{target}/kernel", Transform(kernel), optional, part=part),
+        Rule(f"{source}.bias", f"{target}/bias", Transform(bias), optional, part=part),
     ]
+
+
+def parts(names: Sequence[str]) -> list[tuple[str, Part]]:
+    """The leaves that lie in one tensor, first to last, with their places there."""
+    return [(name, Part(number, len(names))) for number, name in enumerate(names)]
+
+
+def fused(source: str, target: str, names: Sequence[str], kernel: str = "f d -> d f", bias: str = "") -> list[Rule]:
+    """The rules of one torch Linear that is several, whose outputs lie one behind the other; see `linear`."""
+    return [rule for name, part in parts(names) for rule in linear(source, f"{target}/{name}", kernel, bias, part=part)]
 
 
 def layer_norm(source: str, target: str) -> list[Rule]:
@@ -155,14 +185,14 @@ class Leaf:
         path: its name.
         spec: its declaration.
         keys: the checkpoint's keys: one, or one a layer for a stacked leaf.
-        transform: from key to leaf (or to one layer of it).
+        rule: from key to leaf (or to one layer of it).
         stacked: whether `keys` run over the leading axis.
     """
 
     path: str
     spec: ParamSpec
     keys: tuple[str, ...]
-    transform: Transform | TokenRows
+    rule: Rule
     stacked: bool
 
     def read(
@@ -174,10 +204,10 @@ class Leaf:
             CheckpointError: `exact`, and the layers are stored in several dtypes, so that stacking changes one.
         """
         if not self.stacked:
-            return self.transform.read(partial(fetch, self.keys[0]), self.spec.shape, index)
+            return self.rule.read(partial(fetch, self.keys[0]), self.spec.shape, index)
         layers, rest = (index[0], index[1:]) if index else (slice(None), None)
         shape = self.spec.shape[1:]
-        stack = [self.transform.read(partial(fetch, key), shape, rest) for key in self.keys[layers]]
+        stack = [self.rule.read(partial(fetch, key), shape, rest) for key in self.keys[layers]]
         if exact and len({layer.dtype for layer in stack}) > 1:
             dtypes = ", ".join(f"{key!r} {layer.dtype}" for key, layer in zip(self.keys[layers], stack, strict=True))
             raise CheckpointError(f"{self.path!r} stacks layers that are stored in several dtypes: {dtypes}")
@@ -233,11 +263,10 @@ def bind(
         problems += [f"missing key {rules[0].key(layer)!r} (for {path!r})" for layer in missing]
         if not missing:
             places = [found[path, layer] for layer in layers]
-            binding[path] = Leaf(path, spec, tuple(key for key, _ in places), places[0][1].transform, stacked)
+            binding[path] = Leaf(path, spec, tuple(key for key, _ in places), places[0][1], stacked)
     if problems:
-        raise CheckpointError(
-            f"the checkpoint does not fit the model ({len(problems)} problems):\n  " + "\n  ".join(sorted(problems))
-        )
+        each = sorted(set(problems))  # a tensor's shape is wrong for each of its parts
+        raise CheckpointError(f"the checkpoint does not fit the model ({len(each)} problems):\n  " + "\n  ".join(each))
     return binding
 
 
@@ -246,11 +275,12 @@ def _answering(key: str, table: Table, problems: list[str]) -> list[tuple[Rule, 
     today = table.canonical(key)
     matches = [(rule, match) for rule in table.rules if (match := rule.match(today))]
     takers = [(rule, match) for rule, match in matches if rule.target is not None]
-    owners = [rule.source for rule, _ in takers if not rule.shared]
+    owners = [rule for rule, _ in takers if not rule.shared]
     if not matches:
         problems.append(f"unexpected key {key!r}")
-    if len(owners) > 1:
-        problems.append(f"{key!r} matches several rules: " + ", ".join(owners))
+    if sorted(rule.part for rule in owners) != [Part(number, len(owners)) for number in range(len(owners))]:
+        targets = ", ".join(str(rule.target) for rule in owners)
+        problems.append(f"{key!r} is not taken once and whole by its rules: {targets}")
         return []
     return takers
 
@@ -259,7 +289,7 @@ def _misfit(key: str, shape: Sequence[int], rule: Rule, layer: int | None, spec:
     if layer is not None and layer >= spec.shape[0]:
         yield f"unexpected key {key!r}: the config has {spec.shape[0]} layers"
         return
-    expected = rule.transform.source_shape(spec.shape if layer is None else spec.shape[1:])
+    expected = rule.source_shape(spec.shape if layer is None else spec.shape[1:])
     if tuple(shape) != expected:
         yield f"{key!r} has shape {list(shape)}, expected {list(expected)}"
 
@@ -276,12 +306,19 @@ def _expected(declared: Mapping[str, ParamSpec], table: Table) -> Iterator[tuple
 def to_checkpoint(params: Mapping[str, Any], table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Flat leaves -> (PyTorch key, tensor), one at a time: the table read backwards."""
     rules = {rule.target: rule for rule in reversed(table.rules) if rule.target is not None}
+    found: dict[str, dict[Part, tuple[Rule, Any]]] = defaultdict(dict)
     for path, leaf in params.items():
         rule = rules[path]
         if rule.shared:
             continue  # its tensor is written under its owner's name
-        if "{layer}" not in rule.source:
-            yield rule.key(None), rule.transform.invert(np.asarray(leaf))
-        else:
-            for layer in range(leaf.shape[0]):
-                yield rule.key(layer), rule.transform.invert(np.asarray(leaf[layer]))
+        found[rule.source][rule.part] = rule, leaf
+        if len(found[rule.source]) == rule.part.of:
+            yield from _joined([own for _, own in sorted(found.pop(rule.source).items())])
+
+
+def _joined(leaves: Sequence[tuple[Rule, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors, one a layer, whose parts these leaves are."""
+    rule, first = leaves[0]
+    for layer in range(first.shape[0]) if "{layer}" in rule.source else (None,):
+        blocks = [own.transform.invert(np.asarray(leaf if layer is None else leaf[layer])) for own, leaf in leaves]
+        yield rule.key(layer), blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

@@ -1,8 +1,9 @@
 """Where SigLIP's weights come from: transformers' `SiglipModel` keys. What they compute: `jaxpool/models/siglip.py`."""
 
 from jaxpool.converters.clip import blocks, patches
-from jaxpool.converters.rules import Rule, Table, layer_norm, linear, skip
+from jaxpool.converters.rules import Rule, Table, layer_norm, linear, parts, skip
 from jaxpool.converters.transforms import Transform
+from jaxpool.params import QKV
 
 
 def tower(source: str, target: str) -> tuple[Rule, ...]:
@@ -18,8 +19,11 @@ def tower(source: str, target: str) -> tuple[Rule, ...]:
 
 QUERY = (
     Rule("vision_model.head.probe", "vision/query/probe"),
-    Rule("vision_model.head.attention.in_proj_weight", "vision/query/qkv/kernel", Transform("(c n h) d -> d c n h")),
-    Rule("vision_model.head.attention.in_proj_bias", "vision/query/qkv/bias", Transform("(c n h) -> c n h")),
+    *(
+        Rule(f"vision_model.head.attention.in_proj_{leaf}", f"vision/query/{name}/{own}", Transform(pattern), part=part)
+        for name, part in parts(QKV)
+        for leaf, own, pattern in (("weight", "kernel", "(n h) d -> d n h"), ("bias", "bias", "(n h) -> n h"))
+    ),
     *linear("vision_model.head.attention.out_proj", "vision/query/output", "d (n h) -> n h d"),
     *layer_norm("vision_model.head.layernorm", "vision/query/norm"),
     *linear("vision_model.head.mlp.fc1", "vision/query/up"),

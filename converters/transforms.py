@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 Index = tuple[slice, ...]
+Fetch = Callable[[Index], np.ndarray]
 
 
 class CheckpointError(ValueError):
@@ -43,9 +45,7 @@ class Transform:
         size = dict(zip(self._order, shape, strict=True))
         return tuple(math.prod(size[axis] for axis in group) for group in self._groups)
 
-    def read(
-        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
-    ) -> np.ndarray:
+    def read(self, fetch: Fetch, shape: Sequence[int], index: Index | None = None) -> np.ndarray:
         """The leaf (or the part of it under `index`), fetching only the rows of the tensor that it needs.
 
         Args:
@@ -103,9 +103,7 @@ class TokenRows:
         """The checkpoint's shape for a leaf of `shape`."""
         return (self.vocab, shape[0])
 
-    def read(
-        self, fetch: Callable[[Index], np.ndarray], shape: Sequence[int], index: Index | None = None
-    ) -> np.ndarray:
+    def read(self, fetch: Fetch, shape: Sequence[int], index: Index | None = None) -> np.ndarray:
         """The leaf, or the part of it under `index`, in float32. Arguments as `Transform.read`."""
         rows = np.concatenate([fetch((slice(i, i + 1), slice(None))) for i in self.ids]).astype(np.float32)
         leaf = (rows[1:] - rows[:1] if self.difference else rows).T
@@ -118,3 +116,27 @@ class TokenRows:
             CheckpointError: always.
         """
         raise CheckpointError("a head cut out of a language model's head cannot be written back under its name")
+
+
+class Part(NamedTuple):
+    """One of `of` equal blocks, of a tensor's first dimension, that are leaves of their own.
+
+    Checkpoints fuse products of the same x: queries, keys and values; the two of a gated MLP. Their leaves lie apart:
+    a TPU's program would lay out a fused one anew on every call, and what follows a part could not be fused with it.
+    """
+
+    number: int
+    of: int
+
+    def within(self, fetch: Fetch, rows: int) -> Fetch:
+        """`fetch` of the whole tensor as a `fetch` of this block, which has `rows` rows."""
+
+        def own(index: Index) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            before = self.number * rows
+            return fetch((slice(before + start, before + stop), *index[1:]))
+
+        return own
+
+
+WHOLE = Part(0, 1)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxpool.converters import head
 from jaxpool.converters.checkpoint import Checkpoint, open_checkpoint
 from jaxpool.converters.rules import Binding, Leaf, Rule, Table, bind, identity_table, skip
-from jaxpool.converters.transforms import Index, TokenRows
+from jaxpool.converters.transforms import CheckpointError, Index, TokenRows
 from jaxpool.params import ParamSpec, Tree, flatten, unflatten
 from jaxpool.program import param_specs
 from jaxpool.recipe import Recipe
@@ -102,7 +102,11 @@ def stored(recipe: Recipe, *, extras: bool = False) -> Iterator[tuple[Checkpoint
         # What was kept when it was converted, or is another task's, is known here too, and may be left out.
         known = identity_table(unflatten(flatten(param_specs(recipe)) | kept))
         table = Table((*known.rules, *(skip(f"{name}/*") for name in ("tokens", "head"))))
-        yield checkpoint, bind(checkpoint.shapes, table, param_specs(recipe), kept if extras else None)
+        try:
+            binding = bind(checkpoint.shapes, table, param_specs(recipe), kept if extras else None)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\nIf an older jaxpool converted it, convert it anew.") from None
+        yield checkpoint, binding
         return
     for part in parts(recipe):
         checkpoint = open_checkpoint(part.folder)

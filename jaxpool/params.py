@@ -19,6 +19,8 @@ import numpy as np
 
 Tree = dict[str, Any]
 """A nested dict with arrays (or `ParamSpec`s) as leaves: what `flax.linen` calls `params`."""
+QKV = ("query", "key", "value")
+"""The names of an attention's products with its input, in the order in which checkpoints fuse them."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpool.converters.rules import Rule, Table, bind, layer_norm, linear, skip, to_checkpoint
-from jaxpool.converters.transforms import CheckpointError, Transform
+from jaxpool.converters.rules import Rule, Table, bind, fused, layer_norm, linear, skip, to_checkpoint
+from jaxpool.converters.transforms import CheckpointError, Part, Transform
 from jaxpool.params import ParamSpec, flatten
 
 SPECS = {
@@ -75,7 +75,7 @@ def test_a_leaf_without_a_rule_is_the_tables_fault():
 
 def test_an_ambiguous_table_is_refused():
     table = Table((*TABLE.rules, Rule("word.weight", "norm/scale")))
-    with pytest.raises(CheckpointError, match="matches several rules"):
+    with pytest.raises(CheckpointError, match="'word.weight' is not taken once and whole by its rules"):
         bind(SHAPES, table, SPECS)
 
 
@@ -143,3 +143,69 @@ def test_layers_of_several_dtypes_are_not_converted_silently():
     assert leaf.read(fetch).dtype == np.float32
     with pytest.raises(CheckpointError, match=r"'layers/query/kernel'.*'layer.1.query.weight' float16"):
         leaf.read(fetch, exact=True)
+
+
+FUSED = Table(
+    (
+        *fused("{layer}.Wqkv", "layers", ("query", "key", "value"), "(n h) d -> d n h", "(n h) -> n h"),
+        *fused("Wi", "mlp", ("gate", "up")),
+    )
+)
+FUSED_SPECS = {
+    "layers": {
+        name: {
+            "kernel": ParamSpec((2, 5, 3, 2), ("layers", "embed", "heads", "head_dim")),
+            "bias": ParamSpec((2, 3, 2), ("layers", "heads", "head_dim")),
+        }
+        for name in ("key", "query", "value")
+    },
+    "mlp": {name: {"kernel": ParamSpec((5, 4), ("embed", "mlp"))} for name in ("up", "gate")},
+}
+FUSED_SHAPES = {
+    **{f"{i}.Wqkv.{leaf}": shape for i in range(2) for leaf, shape in (("weight", (18, 5)), ("bias", (18,)))},
+    "Wi.weight": (8, 5),
+}
+
+
+def test_parts_of_one_tensor_are_leaves_of_their_own_and_one_tensor_again():
+    source = {key: np.random.default_rng(0).standard_normal(shape) for key, shape in FUSED_SHAPES.items()}
+    binding = bind(FUSED_SHAPES, FUSED, FUSED_SPECS)
+    flat = {path: leaf.read(lambda key, index: source[key][index]) for path, leaf in binding.items()}
+    for part, name in enumerate(("query", "key", "value")):
+        rows = source["1.Wqkv.weight"][6 * part : 6 * part + 6]
+        np.testing.assert_array_equal(flat[f"layers/{name}/kernel"][1], rows.T.reshape(5, 3, 2))
+        np.testing.assert_array_equal(
+            flat[f"layers/{name}/bias"][0], source["0.Wqkv.bias"][6 * part : 6 * part + 6].reshape(3, 2)
+        )
+    np.testing.assert_array_equal(flat["mlp/up/kernel"], source["Wi.weight"][4:].T)
+    back = dict(to_checkpoint(flat, FUSED))
+    assert set(back) == set(source)
+    for key in source:
+        np.testing.assert_array_equal(back[key], source[key])
+
+
+def test_of_a_part_only_the_rows_of_a_shard_are_read():
+    leaf = bind(FUSED_SHAPES, FUSED, FUSED_SPECS)["layers/value/kernel"]
+    source, fetched = np.arange(18 * 5).reshape(18, 5), []
+
+    def fetch(key, index):
+        fetched.append((key, source[index].tolist()))
+        return source[index]
+
+    index = (slice(1, 2), slice(2, 4), slice(1, 2), slice(0, 2))
+    np.testing.assert_array_equal(leaf.read(fetch, index)[0, :, 0], source[14:16, 2:4].T)
+    assert fetched == [("1.Wqkv.weight", source[14:16, 2:4].tolist())]
+
+
+def test_a_fused_tensor_of_another_height_is_refused():
+    with pytest.raises(CheckpointError, match=r"\(1 problems\):\s+'Wi.weight' has shape \[9, 5\], expected \[8, 5\]"):
+        bind(FUSED_SHAPES | {"Wi.weight": (9, 5)}, FUSED, FUSED_SPECS)
+
+
+@pytest.mark.parametrize(
+    "parts", [[Part(0, 2)], [Part(0, 2), Part(0, 2)], [Part(0, 2), Part(1, 3)], [Part(0, 1), Part(0, 2)]]
+)
+def test_parts_that_are_not_the_whole_tensor_once_are_refused(parts):
+    rules = [Rule("Wi.weight", f"mlp/{number}/kernel", part=part) for number, part in enumerate(parts)]
+    with pytest.raises(CheckpointError, match="'Wi.weight' is not taken once and whole"):
+        bind({"Wi.weight": (8, 5)}, Table(tuple(rules)), {"mlp": FUSED_SPECS["mlp"]})

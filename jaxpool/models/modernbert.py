@@ -24,7 +24,7 @@ from jaxpool.models.family import Family, Head, Output
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.models.pre_norm import Kind, Sight, make_rotary, read_pattern
 from jaxpool.norms import layer_norm
-from jaxpool.params import Tree, embedding, linear, stack
+from jaxpool.params import QKV, Tree, embedding, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import rotate
 
@@ -116,7 +116,7 @@ def _read_pattern(hf: HFConfig, head_size: int, max_length: int) -> tuple[Kind, 
 
 
 def param_specs(config: Config) -> Tree:
-    """The Flax param tree; `qkv` kernels are [D, 3, N, H], `up` ones (input and gate) [D, 2, F]."""
+    """The Flax param tree; q, k and v kernels are [D, N, H], those of the MLP's two products [D, F]."""
     width = {"embed": config.hidden_size}
     heads = {"heads": config.num_heads, "head_dim": config.hidden_size // config.num_heads}
     mlp = {"mlp": config.mlp_size}
@@ -124,12 +124,13 @@ def param_specs(config: Config) -> Tree:
     layer = {
         "attention": {
             "norm": norm,
-            "qkv": linear(width, {"parts": 3, **heads}, bias=config.attention_bias),
+            **{name: linear(width, heads, bias=config.attention_bias) for name in QKV},
             "output": linear(heads, width, bias=config.attention_bias),
         },
         "mlp": {
             "norm": norm,
-            "up": linear(width, {"parts": 2, **mlp}, bias=config.mlp_bias),
+            "gate": linear(width, mlp, bias=config.mlp_bias),
+            "up": linear(width, mlp, bias=config.mlp_bias),
             "down": linear(mlp, width, bias=config.mlp_bias),
         },
     }
@@ -163,21 +164,18 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
 
 
 def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
-    activation = ACTIVATIONS[config.activation]
-
     def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m, dtype = p["attention"], p["mlp"], x.dtype
         with jax.named_scope("attention"):
             y = layer_norm(a["norm"], x, config.epsilon, dtype=dtype) if "norm" in a else x
-            qkv = dense(a["qkv"], y, "rtd,dcnh->rtcnh")
-            q, k, v = (qkv[:, :, part] for part in range(3))
+            q, k, v = (dense(a[name], y, "rtd,dnh->rtnh") for name in QKV)
             q, k = rotate(q, sight.angles), rotate(k, sight.angles)
             mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), sight.mask, dtype=dtype)
             attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x), dtype=dtype)
         with jax.named_scope("mlp"):
             normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
-            up = dense(m["up"], normed, "rtd,dcf->rtcf")
-            inner = (activation(up[:, :, 0]) * up[:, :, 1]).astype(dtype)
+            gate = dense(m["gate"], normed, activation=config.activation)
+            inner = dense(m["up"], normed, times=gate, dtype=dtype)
             x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 

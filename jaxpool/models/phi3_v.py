@@ -1,6 +1,6 @@
 """Phi-3-vision (Abdin et al. 2024, arXiv:2404.14219), as in Microsoft's code beside the checkpoint.
 
-Texts are Llama's with fused products. A picture is seen as a whole and in tiles, each by CLIP's tower; four patches of
+Texts are Llama's. A picture is seen as a whole and in tiles, each by CLIP's tower; four patches of
 a square become one row. Rows of their own end a line and stand between the tiles and the whole picture.
 Where the weights come from: `converters/phi3_v.py`.
 """
@@ -139,29 +139,14 @@ def _check_transform(hf: HFConfig) -> None:
 
 
 def param_specs(config: Config) -> Tree:
-    """The Flax param tree; `qkv` kernels are [D, N, 3, H], those of a gated MLP's two products [D, 2, F]."""
-    apart = pre_norm.attention_specs(config)
-    width = {"embed": config.hidden_size}
-    heads = {"kv_heads": config.num_heads, "parts": 3, "head_dim": config.head_size}
-    mlp = pre_norm.mlp_specs(config)
-    layer = {
-        "attention": {
-            "norm": apart["norm"],
-            "qkv": linear(width, heads, bias=False),
-            "output": apart["output"],
-        },
-        "mlp": {
-            "norm": mlp["norm"],
-            "gate_up": linear(width, {"parts": 2, "mlp": config.mlp_size}, bias=False),
-            "down": mlp["down"],
-        },
-    }
+    """The Flax param tree."""
+    layer = {"attention": pre_norm.attention_specs(config), "mlp": pre_norm.mlp_specs(config)}
     seen = MERGED * config.vision.hidden_size
     return pre_norm.model_specs(config, layer) | {
         "vision": clip.vision_specs(config.vision),
         "projector": {
             "up": linear({"embed": seen}, {"mlp": config.hidden_size}),
-            "down": linear({"mlp": config.hidden_size}, width),
+            "down": linear({"mlp": config.hidden_size}, {"embed": config.hidden_size}),
         },
         "separators": {
             "whole": ParamSpec((1, 1, seen), (None, None, "embed")),
@@ -178,19 +163,12 @@ def forward(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, .
             with jax.named_scope("attention"):
                 attended = pre_norm.attend(p["attention"], x, sight, config, pick)
             with jax.named_scope("mlp"):
-                x = _mlp(p["mlp"], attended, config)
+                x = pre_norm.gated_mlp(p["mlp"], attended, config)
             return x, keep(capture, attention=attended, layer=x)
 
         return layer
 
     return pre_norm.run(params, batch, config, block, capture)
-
-
-def _mlp(p: Tree, x: Array, config: Config) -> Array:
-    dtype = x.dtype
-    both = dense(p["gate_up"], config.norm(p["norm"], x, dtype=dtype), "rtd,dpf->rtpf")
-    inner = ACTIVATIONS[config.activation](both[:, :, 0]) * both[:, :, 1]
-    return dense(p["down"], inner.astype(dtype), add=x, dtype=dtype)
 
 
 def embed_tiles(params: Tree, batch: Batch, config: Config, *, capture: tuple[str, ...] = ()) -> Output:

@@ -12,7 +12,7 @@ from jaxpool.batch import Pick
 from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.norms import layer_norm
-from jaxpool.params import Tree, linear, stack
+from jaxpool.params import QKV, Tree, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 
 Array = jax.Array
@@ -110,7 +110,7 @@ def blocks(
     def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
-            q, k, v = (dense(a[name], x, "rtd,dnh->rtnh", dtype=dtype) for name in ("query", "key", "value"))
+            q, k, v = (dense(a[name], x, "rtd,dnh->rtnh", dtype=dtype) for name in QKV)
             mixed = attention(q, k, v, mask, bias=bias, dtype=dtype)
             attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x))
             attended = layer_norm(a["norm"], attended, config.epsilon, dtype=dtype)

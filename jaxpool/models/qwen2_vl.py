@@ -240,7 +240,7 @@ def param_specs(config: Config) -> Tree:
     return llama.param_specs(config) | {
         "vision": {
             "patches": vit.patch_specs(vision.patch_size, width, bias=False, frames=vision.frames),
-            "layers": vit.block_specs(vision, fused=True),
+            "layers": vit.block_specs(vision),
         },
         "merger": {
             "norm": layer_norm_specs(width),

@@ -21,7 +21,7 @@ from jaxpool.models import vit
 from jaxpool.models.family import Family, Output, Patches, Tower
 from jaxpool.models.hf_config import OBJECT, SIZE, ConfigError, HFConfig
 from jaxpool.norms import layer_norm
-from jaxpool.params import ParamSpec, Tree, embedding, linear
+from jaxpool.params import QKV, ParamSpec, Tree, embedding, linear
 from jaxpool.params import layer_norm as layer_norm_specs
 
 Array = jax.Array
@@ -137,7 +137,7 @@ def _query_specs(config: Vision) -> Tree:
     heads = {"heads": config.num_heads, "head_dim": config.hidden_size // config.num_heads}
     return {
         "probe": ParamSpec((1, 1, config.hidden_size), (None, None, "embed")),
-        "qkv": linear(width, {"parts": 3, **heads}),
+        **{name: linear(width, heads) for name in QKV},
         "output": linear(heads, width),
         "norm": layer_norm_specs(config.hidden_size),
         "up": linear(width, mlp),
@@ -207,17 +207,14 @@ def embed_pictures(params: Tree, batch: Batch, config: Config, *, capture: tuple
 def _ask(p: Tree, x: Array, batch: Batch) -> Array:
     """What one query finds in each picture: [R, P, D] -> float32 [R, M, D]."""
     dtype = x.dtype
-    projected = (_project(p["qkv"], part, given).astype(dtype) for part, given in enumerate((p["probe"], x, x)))
+    read = zip(QKV, (p["probe"], x, x), strict=True)
+    projected = (dense(p[name], given, "rtd,dnh->rtnh", dtype=dtype) for name, given in read)
     query, keys, values = plain.heads_in_front(*projected)
     places = jnp.arange(1, batch.lengths.shape[1] + 1)[:, None]
     own = jnp.where(batch.segments[:, None] == places, 0.0, plain.MASKED)  # [R, M, P]
     options = Options(scale=query.shape[-1] ** -0.5, soft_cap=None)
     mixed = plain.softmax_product(query, keys, values, own[:, None, None], options)
     return dense(p["output"], plain.tokens_in_front(mixed).astype(dtype), "rmnh,nhd->rmd")
-
-
-def _project(qkv: Tree, part: int, x: Array) -> Array:
-    return dense({"kernel": qkv["kernel"][:, part], "bias": qkv["bias"][part]}, x, "rtd,dnh->rtnh")
 
 
 def patches(config: Config, pictures: PictureFormat) -> Patches:

@@ -17,7 +17,7 @@ from jaxpool.batch import ArraySpec, Pick
 from jaxpool.layers import ACTIVATIONS, apply_layers, dense, keep
 from jaxpool.models.hf_config import ConfigError, HFConfig
 from jaxpool.norms import layer_norm
-from jaxpool.params import ParamSpec, Tree, linear, stack
+from jaxpool.params import QKV, ParamSpec, Tree, linear, stack
 from jaxpool.params import layer_norm as layer_norm_specs
 from jaxpool.rotary import rotate
 
@@ -72,17 +72,14 @@ def pixels(patch_size: int, frames: int = 1) -> ArraySpec:
     return ArraySpec((COLOURS * frames * patch_size**2,), np.uint8)
 
 
-def block_specs(config: Config, *, fused: bool = False) -> Tree:
-    """The stacked layers' parameters; q, k and v kernels are [L, D, N, H] (`fused`: [L, D, 3, N, H])."""
+def block_specs(config: Config) -> Tree:
+    """The stacked layers' parameters; q, k and v kernels are [L, D, N, H]."""
     width, mlp = {"embed": config.hidden_size}, {"mlp": config.mlp_size}
     heads = {"heads": config.num_heads, "head_dim": config.hidden_size // config.num_heads}
-    products = {"qkv": linear(width, {"parts": 3, **heads})} if fused else {
-        name: linear(width, heads) for name in ("query", "key", "value")
-    }  # fmt: skip
     layer = {
         "attention": {
             "norm": layer_norm_specs(config.hidden_size),
-            **products,
+            **{name: linear(width, heads) for name in QKV},
             "output": linear(heads, width),
         },
         "mlp": {
@@ -130,7 +127,8 @@ def blocks(
     def block(x: Array, p: Tree, pick: Pick) -> tuple[Array, dict[str, Array]]:
         a, m = p["attention"], p["mlp"]
         with jax.named_scope("attention"):
-            q, k, v = _project(a, layer_norm(a["norm"], x, config.epsilon, dtype=dtype))
+            normed = layer_norm(a["norm"], x, config.epsilon, dtype=dtype)
+            q, k, v = (dense(a[name], normed, "rtd,dnh->rtnh") for name in QKV)
             if angles is not None:
                 q, k = rotate(q, angles), rotate(k, angles)
             mixed = attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), mask, dtype=dtype)
@@ -149,11 +147,3 @@ def first_layers(layers: Tree, count: int) -> Tree:
     if "0" in layers:
         return {str(i): layers[str(i)] for i in range(count)}
     return jax.tree.map(lambda leaf: leaf[:count], layers)
-
-
-def _project(p: Tree, x: Array) -> tuple[Array, Array, Array]:
-    """Queries, keys and values [R, T, N, H]."""
-    if "qkv" in p:
-        qkv = dense(p["qkv"], x, "rtd,dcnh->rtcnh")
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    return tuple(dense(p[name], x, "rtd,dnh->rtnh") for name in ("query", "key", "value"))  # type: ignore[return-value]
