@@ -18,7 +18,7 @@ from jaxpool.attention.mask import AttentionMask, Options
 
 Array = jax.Array
 
-# XLA fuses the scores of shorter rows, where the kernel would pad heads to 128 lanes for little (docs/tpu.md).
+# XLA fuses the scores of shorter rows, where the kernel would take many short steps (docs/tpu.md).
 MIN_TOKENS = 512
 # Sides of the kernel's blocks, best first. Rows are filled up to a multiple of the last.
 BLOCKS = (512, 256, 128)
@@ -61,9 +61,12 @@ def _rows(
 
     tokens, heads = q.shape[1:3]
     block = next(side for side in BLOCKS if tokens % side == 0)
+    # Tokens in the lanes: a vector of 64 features would be filled up to 128 of them, in memory too, and halves of a
+    # vector that is rotated would lie apart, each filled up (docs/tpu.md).
+    lanes = splash.QKVLayout.SEQ_MINOR
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([_static_mask(splash, tokens, causal, window)] * heads),
-        block_sizes=splash.BlockSizes(block_q=block, block_kv=block),
+        block_sizes=splash.BlockSizes(block_q=block, block_kv=block, q_layout=lanes, k_layout=lanes, v_layout=lanes),
         attn_logits_soft_cap=options.soft_cap,
         interpret=interpret,
     )
