@@ -27,10 +27,17 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 CASES = (("v5e:1x1", 128), ("v5e:1x1", 512), ("v5e:2x4", 2048))
-# Published shapes, on the other kinds of chip, and where the last layer alone once had stacks copied.
-PUBLISHED = (("bge-base", "v6e:2x4", 512), ("bge-base", "tpu7x:2x2x1", 2048), ("qwen3-embedding-0.6b", "v5e:2x4", 512))
-# 12 layers of 12 · 768² weights and the embeddings of 30,522 tokens; Qwen3's 28 layers and 151,669 tokens.
-PARAMETERS = {"bge-base": 109e6, "qwen3-embedding-0.6b": 596e6}
+# Published shapes, on the other kinds of chip, and where the last layer alone once had stacks copied, and each layer's
+# fused kernels were.
+PUBLISHED = (
+    ("bge-base", "v6e:2x4", 512),
+    ("bge-base", "tpu7x:2x2x1", 2048),
+    ("qwen3-embedding-0.6b", "v5e:2x4", 512),
+    ("modernbert-base", "v5e:1x1", 2048),
+)
+# 12 layers of 12 · 768² weights and the embeddings of 30,522 tokens; Qwen3's 28 layers and 151,669 tokens; ModernBERT's
+# 22 and 50,368.
+PARAMETERS = {"bge-base": 109e6, "qwen3-embedding-0.6b": 596e6, "modernbert-base": 149e6}
 # Four kv heads, which eight chips do not divide: each has them all.
 DECODER = CONFIG | {
     "architectures": ["Qwen3ForCausalLM"],

@@ -174,8 +174,8 @@ def _block(sight: Sight, config: Config, capture: tuple[str, ...]) -> Layer:
             attended = dense(a["output"], pick(mixed), "rtnh,nhd->rtd", add=pick(x), dtype=dtype)
         with jax.named_scope("mlp"):
             normed = layer_norm(m["norm"], attended, config.epsilon, dtype=dtype)
-            gate = dense(m["gate"], normed, activation=config.activation)
-            inner = dense(m["up"], normed, times=gate, dtype=dtype)
+            up = dense(m["up"], normed)
+            inner = dense(m["gate"], normed, activation=config.activation, times=up, dtype=dtype)
             x = dense(m["down"], inner, add=attended, dtype=dtype)
         return x, keep(capture, attention=attended, layer=x)
 

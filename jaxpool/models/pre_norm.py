@@ -267,8 +267,9 @@ def gated_mlp(p: Tree, x: Array, config: Config, *, residual: bool = True) -> Ar
     """norm -> activation(gate) · up -> down. Arguments and result as `attend`'s, all of [R, W, D]."""
     dtype, end = x.dtype, _end(x, residual)
     x = config.norm(p["norm"], x, dtype=dtype)
-    gate = dense(p["gate"], x, activation=config.activation)
-    return dense(p["down"], dense(p["up"], x, times=gate, dtype=dtype), **end)
+    # In this order a TPU holds fewer of the kernels that it gathers at a time (docs/tpu.md).
+    up = dense(p["up"], x)
+    return dense(p["down"], dense(p["gate"], x, activation=config.activation, times=up, dtype=dtype), **end)
 
 
 def run(
