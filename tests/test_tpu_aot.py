@@ -38,6 +38,8 @@ PUBLISHED = (
 # 12 layers of 12 · 768² weights and the embeddings of 30,522 tokens; Qwen3's 28 layers and 151,669 tokens; ModernBERT's
 # 22 and 50,368.
 PARAMETERS = {"bge-base": 109e6, "qwen3-embedding-0.6b": 596e6, "modernbert-base": 149e6}
+# Heads that fill neither lanes nor tiles: SigLIP's largest tower has them.
+ODD = CONFIG | {"hidden_size": 216, "num_attention_heads": 3}
 # Four kv heads, which eight chips do not divide: each has them all.
 DECODER = CONFIG | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -61,12 +63,13 @@ from jaxpool.slices import Slice
 prepare("tpu")
 # 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
 jax.config.update("jax_exec_time_optimization_effort", -1.0)
-config, cases, published, decoder = json.loads(sys.argv[1])
+config, cases, published, decoder, odd = json.loads(sys.argv[1])
 def measure(name, config, where, tokens, **how):
     return aot.measure(name, recipe_of(config), Slice.parse(where), tokens, "bfloat16", **how)
 found = [measure("small", config, *case) for case in cases]
 found += [measure(name, MODELS[name], *case) for name, *case in published]
 found.append(measure("decoder", decoder, "v5e:2x4", 2048, shards=8))
+found.append(measure("odd", odd, "v6e:1x1", 640))
 print(json.dumps([asdict(figures) for figures in found]))
 """
 
@@ -78,7 +81,7 @@ def programs():
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, PUBLISHED, DECODER])],
+        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, PUBLISHED, DECODER, ODD])],
         capture_output=True,
         text=True,
         check=False,
@@ -86,7 +89,9 @@ def programs():
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip((*CASES, *PUBLISHED, "shared kv heads"), json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(
+        zip((*CASES, *PUBLISHED, "shared kv heads", "odd heads"), json.loads(done.stdout.splitlines()[-1]), strict=True)
+    )
 
 
 def test_kv_heads_that_chips_share(programs):
@@ -95,6 +100,11 @@ def test_kv_heads_that_chips_share(programs):
     assert found["kernels"] > 0
     # After attention and after the MLP, of the layers' loop and of the last one, and of the vocabulary's table.
     assert found["collectives"] == {"all-reduce": 5}
+
+
+def test_heads_that_fill_no_tile(programs):
+    assert not programs["odd heads"]["error"]
+    assert programs["odd heads"]["kernels"] > 0
 
 
 def test_the_plan_beside_the_compiler(tmp_path):
