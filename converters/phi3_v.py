@@ -11,7 +11,6 @@ TABLE = Table(
     rules=(
         Rule("embed_tokens.weight", "embeddings/word/embedding"),
         Rule(f"{_LAYER}.input_layernorm.weight", "layers/attention/norm/scale"),
-        # First all queries, then all keys, then all values.
         *fused(f"{_LAYER}.self_attn.qkv_proj", "layers/attention", QKV, "(n h) d -> d n h"),
         *linear(f"{_LAYER}.self_attn.o_proj", "layers/attention/output", "d (n h) -> n h d"),
         Rule(f"{_LAYER}.post_attention_layernorm.weight", "layers/mlp/norm/scale"),

@@ -304,7 +304,11 @@ def _expected(declared: Mapping[str, ParamSpec], table: Table) -> Iterator[tuple
 
 
 def to_checkpoint(params: Mapping[str, Any], table: Table) -> Iterator[tuple[str, np.ndarray]]:
-    """Flat leaves -> (PyTorch key, tensor), one at a time: the table read backwards."""
+    """Flat leaves -> (PyTorch key, tensor), one at a time: the table read backwards.
+
+    Raises:
+        CheckpointError: a leaf that cannot be written back, or one whose tensor has parts that are not there.
+    """
     rules = {rule.target: rule for rule in reversed(table.rules) if rule.target is not None}
     found: dict[str, dict[Part, tuple[Rule, Any]]] = defaultdict(dict)
     for path, leaf in params.items():
@@ -314,6 +318,8 @@ def to_checkpoint(params: Mapping[str, Any], table: Table) -> Iterator[tuple[str
         found[rule.source][rule.part] = rule, leaf
         if len(found[rule.source]) == rule.part.of:
             yield from _joined([own for _, own in sorted(found.pop(rule.source).items())])
+    if found:
+        raise CheckpointError(f"parts are missing of {', '.join(sorted(found))}")
 
 
 def _joined(leaves: Sequence[tuple[Rule, Any]]) -> Iterator[tuple[str, np.ndarray]]:

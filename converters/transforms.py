@@ -123,6 +123,7 @@ class Part(NamedTuple):
 
     Checkpoints fuse products of the same x: queries, keys and values; the two of a gated MLP. Their leaves lie apart:
     a TPU's program would lay out a fused one anew on every call, and what follows a part could not be fused with it.
+    (InternLM2's are mixed group by group, and jina's have adapters over the whole: those stay one leaf.)
     """
 
     number: int

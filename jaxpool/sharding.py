@@ -25,7 +25,7 @@ RULES: Mapping[str, str | None] = {
     "kv_heads": MODEL,
     "head_dim": None,
     "mlp": MODEL,
-    "parts": None,  # of a fused kernel: q, k and v
+    "parts": None,  # of a fused kernel: q, k and v of jina, a group's of InternLM2
     "layers": None,
     "pooled": None,
     "pixels": None,  # of a patch: colours, frames, lines, columns

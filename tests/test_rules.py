@@ -148,7 +148,7 @@ def test_layers_of_several_dtypes_are_not_converted_silently():
 FUSED = Table(
     (
         *fused("{layer}.Wqkv", "layers", ("query", "key", "value"), "(n h) d -> d n h", "(n h) -> n h"),
-        *fused("Wi", "mlp", ("gate", "up")),
+        *fused("Wi", "mlp", ("gate", "up")),  # with biases, which are read without a pattern
     )
 )
 FUSED_SPECS = {
@@ -159,11 +159,15 @@ FUSED_SPECS = {
         }
         for name in ("key", "query", "value")
     },
-    "mlp": {name: {"kernel": ParamSpec((5, 4), ("embed", "mlp"))} for name in ("up", "gate")},
+    "mlp": {
+        name: {"kernel": ParamSpec((5, 4), ("embed", "mlp")), "bias": ParamSpec((4,), ("mlp",))}
+        for name in ("up", "gate")
+    },
 }
 FUSED_SHAPES = {
     **{f"{i}.Wqkv.{leaf}": shape for i in range(2) for leaf, shape in (("weight", (18, 5)), ("bias", (18,)))},
     "Wi.weight": (8, 5),
+    "Wi.bias": (8,),
 }
 
 
@@ -178,10 +182,20 @@ def test_parts_of_one_tensor_are_leaves_of_their_own_and_one_tensor_again():
             flat[f"layers/{name}/bias"][0], source["0.Wqkv.bias"][6 * part : 6 * part + 6].reshape(3, 2)
         )
     np.testing.assert_array_equal(flat["mlp/up/kernel"], source["Wi.weight"][4:].T)
+    np.testing.assert_array_equal(flat["mlp/gate/bias"], source["Wi.bias"][:4])
+    own = binding["mlp/up/bias"].read(lambda key, index: source[key][index], (slice(1, None),))
+    np.testing.assert_array_equal(own, source["Wi.bias"][5:])
     back = dict(to_checkpoint(flat, FUSED))
     assert set(back) == set(source)
     for key in source:
         np.testing.assert_array_equal(back[key], source[key])
+
+
+def test_a_tensor_is_not_written_without_all_of_its_parts():
+    whole = {path: np.zeros(spec.shape) for path, spec in flatten(FUSED_SPECS).items()}
+    some = {path: leaf for path, leaf in whole.items() if path not in ("layers/value/kernel", "mlp/up/kernel")}
+    with pytest.raises(CheckpointError, match=r"parts are missing of Wi\.weight, \{layer\}\.Wqkv\.weight"):
+        list(to_checkpoint(some, FUSED))
 
 
 def test_of_a_part_only_the_rows_of_a_shard_are_read():
@@ -208,4 +222,4 @@ def test_a_fused_tensor_of_another_height_is_refused():
 def test_parts_that_are_not_the_whole_tensor_once_are_refused(parts):
     rules = [Rule("Wi.weight", f"mlp/{number}/kernel", part=part) for number, part in enumerate(parts)]
     with pytest.raises(CheckpointError, match="'Wi.weight' is not taken once and whole"):
-        bind({"Wi.weight": (8, 5)}, Table(tuple(rules)), {"mlp": FUSED_SPECS["mlp"]})
+        bind({"Wi.weight": (8, 5)}, Table(tuple(rules)), {})

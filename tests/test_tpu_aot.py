@@ -38,8 +38,9 @@ PUBLISHED = (
 # 12 layers of 12 · 768² weights and the embeddings of 30,522 tokens; Qwen3's 28 layers and 151,669 tokens; ModernBERT's
 # 22 and 50,368.
 PARAMETERS = {"bge-base": 109e6, "qwen3-embedding-0.6b": 596e6, "modernbert-base": 149e6}
-# Heads that fill neither lanes nor tiles: SigLIP's largest tower has them.
+# Heads that fill neither lanes nor tiles, as SigLIP's largest tower has them, and wide ones in float32, as Gemma's.
 ODD = CONFIG | {"hidden_size": 216, "num_attention_heads": 3}
+WIDE = CONFIG | {"num_attention_heads": 1}
 # Four kv heads, which eight chips do not divide: each has them all.
 DECODER = CONFIG | {
     "architectures": ["Qwen3ForCausalLM"],
@@ -63,13 +64,14 @@ from jaxpool.slices import Slice
 prepare("tpu")
 # 5 seconds a program instead of 30: what is looked for here does not hang on the compiler's best.
 jax.config.update("jax_exec_time_optimization_effort", -1.0)
-config, cases, published, decoder, odd = json.loads(sys.argv[1])
-def measure(name, config, where, tokens, **how):
-    return aot.measure(name, recipe_of(config), Slice.parse(where), tokens, "bfloat16", **how)
+config, cases, published, decoder, odd, wide = json.loads(sys.argv[1])
+def measure(name, config, where, tokens, dtype="bfloat16", **how):
+    return aot.measure(name, recipe_of(config), Slice.parse(where), tokens, dtype, **how)
 found = [measure("small", config, *case) for case in cases]
 found += [measure(name, MODELS[name], *case) for name, *case in published]
 found.append(measure("decoder", decoder, "v5e:2x4", 2048, shards=8))
 found.append(measure("odd", odd, "v6e:1x1", 640))
+found.append(measure("wide", wide, "v5e:1x1", 512, "float32"))
 print(json.dumps([asdict(figures) for figures in found]))
 """
 
@@ -81,7 +83,7 @@ def programs():
         pytest.skip(f"NO PROGRAM IS COMPILED FOR TPU: {reason}")
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, PUBLISHED, DECODER, ODD])],
+        [sys.executable, "-c", CODE, json.dumps([CONFIG, CASES, PUBLISHED, DECODER, ODD, WIDE])],
         capture_output=True,
         text=True,
         check=False,
@@ -90,7 +92,11 @@ def programs():
     )
     assert done.returncode == 0, done.stderr
     return dict(
-        zip((*CASES, *PUBLISHED, "shared kv heads", "odd heads"), json.loads(done.stdout.splitlines()[-1]), strict=True)
+        zip(
+            (*CASES, *PUBLISHED, "shared kv heads", "odd heads", "wide heads"),
+            json.loads(done.stdout.splitlines()[-1]),
+            strict=True,
+        )
     )
 
 
@@ -102,9 +108,10 @@ def test_kv_heads_that_chips_share(programs):
     assert found["collectives"] == {"all-reduce": 5}
 
 
-def test_heads_that_fill_no_tile(programs):
-    assert not programs["odd heads"]["error"]
-    assert programs["odd heads"]["kernels"] > 0
+@pytest.mark.parametrize("heads", ["odd heads", "wide heads"])
+def test_heads_of_other_widths(programs, heads):
+    assert not programs[heads]["error"]
+    assert programs[heads]["kernels"] > 0
 
 
 def test_the_plan_beside_the_compiler(tmp_path):

@@ -1,7 +1,7 @@
 """Phi-3-vision (Abdin et al. 2024, arXiv:2404.14219), as in Microsoft's code beside the checkpoint.
 
-Texts are Llama's. A picture is seen as a whole and in tiles, each by CLIP's tower; four patches of
-a square become one row. Rows of their own end a line and stand between the tiles and the whole picture.
+Texts are Llama's. A picture is seen as a whole and in tiles, each by CLIP's tower; four patches of a square become one
+row. Rows of their own end a line and stand between the tiles and the whole picture.
 Where the weights come from: `converters/phi3_v.py`.
 """
 

@@ -20,6 +20,9 @@ from transformers import (
 )
 
 from jaxpool import LLM, PoolerConfig, load
+from jaxpool.converters.rules import to_checkpoint
+from jaxpool.loading import family_table, load_stored
+from jaxpool.params import flatten
 from jaxpool.placement import load_to_mesh
 from jaxpool.recipe import read_recipe
 from jaxpool.sharding import replica_meshes
@@ -166,6 +169,15 @@ def test_a_whole_directory(checkpoint: SimpleNamespace) -> None:
             checkpoint.model.get_image_features(pixels).pooler_output,
         ]).numpy()  # fmt: skip
     np.testing.assert_allclose(vectors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_the_way_back(checkpoint: SimpleNamespace) -> None:
+    """Written back, the checkpoint is what transformers wrote, but for what scores need."""
+    back = dict(to_checkpoint(flatten(load_stored(checkpoint.recipe)["backbone"]), family_table(checkpoint.recipe)))
+    state = {key: value for key, value in checkpoint.model.state_dict().items() if not key.startswith("logit_")}
+    assert set(back) == set(state)
+    for key, value in back.items():
+        np.testing.assert_array_equal(value, state[key].numpy().astype(np.float32))
 
 
 def test_the_pure_function_pads_too(tmp_path: Path) -> None:
