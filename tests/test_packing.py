@@ -196,7 +196,8 @@ def test_of_8_bit_integers(sizes):
     by_xla, found = (
         dense({"kernel": kernel, "bias": bias}, x, equation(ins, outs), activation="gelu") for kernel in (plain, packed)
     )
-    np.testing.assert_allclose(found, by_xla, rtol=1e-6, atol=1e-6)
+    # Either's GELU is within 1e-6 of the true one (0.9e-6 at -5.2, on the two sides of it).
+    np.testing.assert_allclose(found, by_xla, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("sizes", [(50, 1000, 40), (1, 2000, 33), (300, 64, 128), (300, 700, 800), (7, 3, 1)], ids=str)
